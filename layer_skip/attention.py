@@ -1,0 +1,49 @@
+"""Attention over the shared cache, called by the model's own layers.
+
+Registered once with transformers' `AttentionInterface` under `ATTENTION`. Compared with the built-in SDPA
+wrapper it never copies grouped keys and values, and it always takes an explicit mask: without one SDPA
+aligns its causal mask top-left, which silently cuts off cached keys.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+ATTENTION = "selfspec"
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Masked attention of query [B, H, m, Dh] over key, value [B, Hkv, S, Dh].
+
+    Args:
+        attention_mask: additive, [B, 1, m, S], in the query's dtype.
+        softcap: c of c * tanh(scores / c), before the mask (Gemma 2).
+
+    Returns:
+        [B, m, H, Dh], and None in place of the attention weights.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and (softcap is not None or query.device.type != "cpu"):
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if softcap is None:
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        return out.transpose(1, 2), None
+    scores = torch.matmul(query, key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / softcap) * softcap + attention_mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, attend)

@@ -1,0 +1,86 @@
+"""The round on one screen: prefill, draft, verify, accept, commit."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from selfspec.call import Call, Round
+from selfspec.drafting.protocol import Draft
+from selfspec.rows import RoundEvent
+
+PREFILL_CHUNK = 512
+"""Prompt tokens per prefill pass: bounds the mask, m x S elements."""
+
+
+@torch.inference_mode()
+def speculate(call: Call) -> None:
+    """Generate until every row is finished (the loop of LayerSkip, Elhoushi et al. 2024, figure 5, for batches)."""
+    prefill(call)
+    while call.rows.active:
+        began = time.perf_counter()
+        round_ = call.open_round()
+        draft = call.drafter.draft(call, round_)
+        scores = verify(call, draft, round_)
+        accepted, committed = call.mode.accept(draft, scores)
+        tokens = commit(call, draft, accepted, committed)
+        call.pacer.observe(draft.tokens.shape[1], tokens, time.perf_counter() - began)
+
+
+def prefill(call: Call) -> None:
+    """Fill the cache with every prompt but its last token, which the first round takes up."""
+    began = time.perf_counter()
+    rows = call.rows
+    together = [slice(0, len(rows.active))]
+    for group in [slice(i, i + 1) for i in rows.active] if call.prefill_alone else together:
+        longest = max(rows.cached[group])
+        for first in range(0, longest, PREFILL_CHUNK):
+            width = min(PREFILL_CHUNK, longest - first)
+            span = call.span([first] * (group.stop - group.start), width)
+            pads = torch.tensor(rows.pads[group], device=rows.sequences.device)[:, None]
+            # A shorter row runs on past its prompt: what that stores is scratch.
+            columns = (span.positions + pads).clamp(max=rows.prompt_width - 1)
+            tokens = rows.sequences[group].gather(1, columns)
+            hidden = call.decoder.embed(tokens, span)
+            call.decoder.run(hidden, 0, call.decoder.n_layers, span, call.cache.window(span, group))
+    call.stats.prefill_seconds += time.perf_counter() - began
+
+
+def verify(call: Call, draft: Draft, round_: Round) -> Tensor:
+    """The target's processed scores [B, K+1, V] for the drafted tokens: layers [exact_layers, L) in one pass."""
+    count = draft.hidden.shape[1]
+    width = call.shapes.width(len(draft.hidden), count)
+    span = round_.span.narrow(0, width)
+    spare = draft.hidden[:, -1:].expand(-1, width - count, -1)
+    hidden = torch.cat([draft.hidden, spare], dim=1)
+    window = call.cache.window(span)
+    hidden = call.decoder.run(hidden, draft.exact_layers, call.decoder.n_layers, span, window)
+    return call.processors(call.decoder.logits(hidden)[:, :count], call.rows, 0)
+
+
+def commit(call: Call, draft: Draft, accepted: Tensor, committed: Tensor) -> int:
+    """Append what was accepted, drop finished rows; return the number of tokens committed.
+
+    The cache needs no work: a row's length is its committed tokens, and what lies beyond is scratch.
+    """
+    rows = call.rows
+    kept, total = [], 0
+    drafted, counts, tokens = draft.drafted.tolist(), accepted.tolist(), committed.tolist()
+    for i, row in enumerate(rows.active):
+        new, finished = rows.append(row, tokens[i][: counts[i] + 1])
+        total += len(new)
+        call.stats.count_row(drafted[i], min(counts[i], len(new)), len(new))
+        if call.on_round is not None:
+            candidates = draft.tokens[i, : drafted[i]].tolist()
+            call.on_round(RoundEvent(row, candidates, min(counts[i], len(new)), new))
+        if not finished:
+            kept.append(i)
+    call.stats.rounds += 1
+    if len(kept) < len(rows.active):
+        rows.active = [rows.active[i] for i in kept]
+        index = torch.tensor(kept, dtype=torch.int64, device=rows.sequences.device)
+        call.cache.keep(index)
+        call.mode.keep(index)
+    if call.on_commit is not None:
+        call.on_commit(rows)
+    return total

@@ -1,0 +1,136 @@
+"""How tokens are chosen and drafts accepted: greedy, coupled or rejection, picked before the loop starts."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from selfspec.acceptance import accept_matching, accept_rejection
+from selfspec.drafting.protocol import Draft
+from selfspec.sampling import gumbel, position_keys, uniform
+
+_NOISE_BUDGET = 1 << 18
+"""Elements of noise made in one go: a few positions ahead, so that small vocabularies are not bound by overhead."""
+
+
+class Mode(Protocol):
+    """One way to turn scores into tokens, the same for draft and target."""
+
+    def open(self, positions: Tensor) -> None:
+        """A round begins: positions [B, K+1] are those of the tokens that it may commit."""
+
+    def choose(self, scores: Tensor, step: int) -> Tensor:
+        """Draft tokens [B] from processed scores [B, V] of draft step `step`."""
+
+    def accept(self, draft: Draft, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """accepted [B] and committed [B, K+1] from the target's processed scores [B, K+1, V]."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows go on."""
+
+
+class Greedy:
+    """The target's argmax: the case of no noise."""
+
+    def open(self, positions: Tensor) -> None:
+        pass
+
+    def choose(self, scores: Tensor, step: int) -> Tensor:
+        return scores.argmax(dim=-1)
+
+    def accept(self, draft: Draft, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return accept_matching(draft.tokens, draft.drafted, _argmax(scores))
+
+    def keep(self, rows: Tensor) -> None:
+        pass
+
+
+class Coupled:
+    """The token at position t is argmax_v(log p_t(v) + g_t(v)), with noise keyed by (seed, request, t, v).
+
+    The Gumbel-max trick with the noise shared by draft and target: acceptance is at least (1-d)/(1+d), d
+    the total variation distance of the two (Daliri et al. 2024, theorem 1), and the text depends on the
+    seed alone.
+    """
+
+    def __init__(self, seed: int, requests: Tensor, vocab_size: int) -> None:
+        self._seed = seed
+        self._requests = requests
+        self._vocab = vocab_size
+        self._first = torch.zeros(len(requests), dtype=torch.int64, device=requests.device)
+        self._block = torch.empty(len(requests), 0, vocab_size, device=requests.device)
+        self._noise = self._block
+
+    def open(self, positions: Tensor) -> None:
+        count = positions.shape[1]
+        column = positions[:, 0] - self._first
+        if int(column.max()) + count > self._block.shape[1]:
+            ahead = max(count, _NOISE_BUDGET // (len(positions) * self._vocab))
+            steps = torch.arange(ahead, device=positions.device)
+            self._first = positions[:, 0].clone()
+            keys = position_keys(self._seed, self._requests, self._first[:, None] + steps)
+            self._block = gumbel(keys, self._vocab)
+            column = column.zero_()
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        self._noise = self._block[rows, column[:, None] + torch.arange(count, device=positions.device)]
+
+    def choose(self, scores: Tensor, step: int) -> Tensor:
+        return (scores + self._noise[:, step]).argmax(dim=-1)
+
+    def accept(self, draft: Draft, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return accept_matching(draft.tokens, draft.drafted, _argmax(scores + self._noise[:, : scores.shape[1]]))
+
+    def keep(self, rows: Tensor) -> None:
+        self._requests, self._first, self._block = self._requests[rows], self._first[rows], self._block[rows]
+
+
+class Rejection:
+    """Speculative sampling with its own draws for every round: the highest acceptance a chain can have."""
+
+    _DRAFT, _ACCEPT, _NEXT = 1, 2, 3
+
+    def __init__(self, seed: int, requests: Tensor, vocab_size: int) -> None:
+        self._seed = seed
+        self._requests = requests
+        self._vocab = vocab_size
+        self._round = 0
+        self._positions = torch.empty(0, dtype=torch.int64)
+        self._q: list[Tensor] = []
+
+    def open(self, positions: Tensor) -> None:
+        # A position may be drafted again in a later round: its draws must be new, hence the round in the key.
+        self._round += 1
+        self._positions = positions + (self._round << 32)
+        self._q = []
+
+    def choose(self, scores: Tensor, step: int) -> Tensor:
+        self._q.append(scores.softmax(dim=-1))
+        keys = position_keys(self._seed, self._requests, self._positions[:, step : step + 1], self._DRAFT)
+        return (scores + gumbel(keys, self._vocab)[:, 0]).argmax(dim=-1)
+
+    def accept(self, draft: Draft, scores: Tensor) -> tuple[Tensor, Tensor]:
+        _argmax(scores)
+        p = scores.softmax(dim=-1)
+        q = torch.stack(self._q[: draft.tokens.shape[1]], dim=1) if draft.tokens.shape[1] else p[:, :0]
+        positions = self._positions[:, : draft.tokens.shape[1]]
+        uniforms = uniform(position_keys(self._seed, self._requests, positions, self._ACCEPT), 1)[..., 0]
+        keys = position_keys(self._seed, self._requests, self._positions[:, :1], self._NEXT)
+        return accept_rejection(draft.tokens, draft.drafted, q, p, uniforms, gumbel(keys, self._vocab)[:, 0])
+
+    def keep(self, rows: Tensor) -> None:
+        self._requests = self._requests[rows]
+
+
+def _argmax(scores: Tensor) -> Tensor:
+    """Argmax over the vocabulary [B, m, V] -> [B, m].
+
+    Raises:
+        ValueError: the winning score is NaN (from the model's weights or a logits processor).
+    """
+    choices = scores.argmax(dim=-1)
+    if scores.gather(-1, choices[..., None]).isnan().any():
+        raise ValueError(
+            "the scores hold NaN after the logits processors: check the custom processors of this call, "
+            "then the model's weights"
+        )
+    return choices

@@ -1,0 +1,64 @@
+"""Logits processors over several positions at once, each position seeing exactly its own prefix."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process
+
+from selfspec.rows import Rows
+
+_NAMES = (
+    "TemperatureLogitsWarper",
+    "TopKLogitsWarper",
+    "TopPLogitsWarper",
+    "TopHLogitsWarper",
+    "MinPLogitsWarper",
+    "TypicalLogitsWarper",
+    "EpsilonLogitsWarper",
+    "EtaLogitsWarper",
+    "LogitNormalization",
+    "InfNanRemoveLogitsProcessor",
+    "SuppressTokensLogitsProcessor",
+)
+_PREFIX_FREE = frozenset(getattr(logits_process, name) for name in _NAMES if hasattr(logits_process, name))
+"""Processors that look at the scores alone: they take all positions in one call."""
+
+
+class Processors:
+    """The request's logits processors, in order.
+
+    Args:
+        processors: Hugging Face processors, called as `processor(input_ids, scores)`. One that looks at the
+            prefix is called once per row and position, so it must not keep state of its own between calls.
+    """
+
+    def __init__(self, processors: Sequence[object]) -> None:
+        self._list = LogitsProcessorList(processors)
+        self.reads_prefix = any(type(processor) not in _PREFIX_FREE for processor in processors)
+
+    def __call__(self, logits: Tensor, rows: Rows, offset: int) -> Tensor:
+        """Scores [B, m, V] in float32 for logits [B, m, V] of positions `offset`, `offset` + 1, ... of a round.
+
+        Position 0 predicts the first token after the committed ones. For later positions the drafted tokens
+        must stand in the rows' scratch columns (`note`) where a processor reads the prefix.
+        """
+        scores = logits.float()
+        if not self._list:
+            return scores
+        if not self.reads_prefix:
+            flat = scores.flatten(0, 1)
+            return self._list(rows.sequences[:1, : rows.prompt_width], flat).view_as(scores)
+        out = torch.empty_like(scores)
+        for i, (row, end) in enumerate(zip(rows.active, rows.ends(), strict=True)):
+            for j in range(scores.shape[1]):
+                prefix = rows.sequences[row : row + 1, : end + offset + j]
+                out[i, j] = self._list(prefix, scores[i, j][None].clone())[0]
+        return out
+
+    def note(self, tokens: Tensor, rows: Rows, offset: int) -> None:
+        """Write drafted tokens [B] into the scratch columns, for processors that read the prefix."""
+        if self.reads_prefix:
+            ends = torch.tensor(rows.ends(), device=tokens.device)
+            rows.sequences[rows.active, ends + offset] = tokens

@@ -1,0 +1,106 @@
+"""The token side of a call: what each row has committed, and when it is finished."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RoundEvent:
+    """What one round did to one row, for `generate(..., on_round=callback)`."""
+
+    row: int
+    drafted: list[int]
+    """Draft tokens, accepted or not."""
+    accepted: int
+    committed: list[int]
+    """The accepted tokens, then one correction or bonus token; cut where the row finished."""
+
+
+@dataclass
+class Rows:
+    """Committed tokens of every row, in Hugging Face's layout: left padding, prompt, generated tokens.
+
+    Columns past a row's committed tokens are scratch, like the cache's: drafted tokens may stand there.
+    """
+
+    sequences: Tensor
+    """[B, P + max_new_tokens + slack] int64"""
+    prompt_width: int
+    pads: list[int]
+    max_new_tokens: int
+    eos_tokens: frozenset[int]
+    pad_token: int
+    criteria: Sequence[Callable[..., Tensor]] = ()
+    """Hugging Face stopping criteria other than length and end-of-sequence, asked after every token of a row."""
+    generated: list[int] = field(default_factory=list)
+    active: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of_prompts(
+        cls, prompts: Tensor, mask: Tensor, max_new_tokens: int, slack: int, **settings: object
+    ) -> "Rows":
+        """Rows of left-padded prompts [B, P] with mask [B, P]; `slack` columns of scratch past the end."""
+        rows, width = prompts.shape
+        sequences = prompts.new_zeros(rows, width + max_new_tokens + slack)
+        sequences[:, :width] = prompts
+        pads = (width - mask.sum(dim=1)).tolist()
+        return cls(
+            sequences,
+            width,
+            pads,
+            max_new_tokens,
+            generated=[0] * rows,
+            active=list(range(rows)),
+            **settings,  # type: ignore[arg-type]
+        )
+
+    @property
+    def cached(self) -> list[int]:
+        """Tokens in the cache of every active row: all committed ones but the last."""
+        return [self.prompt_width - self.pads[row] + self.generated[row] - 1 for row in self.active]
+
+    @property
+    def remaining(self) -> int:
+        """Most tokens that any active row may still generate."""
+        return self.max_new_tokens - min(self.generated[row] for row in self.active)
+
+    def ends(self) -> list[int]:
+        """Column after the last committed token, of every active row."""
+        return [self.prompt_width + self.generated[row] for row in self.active]
+
+    def last_tokens(self) -> Tensor:
+        """The last committed token of every active row [B']."""
+        ends = torch.tensor(self.ends(), device=self.sequences.device)
+        return self.sequences[self.active, ends - 1]
+
+    def prompts(self) -> list[list[int]]:
+        """The prompts without padding."""
+        return [row[pad : self.prompt_width].tolist() for row, pad in zip(self.sequences, self.pads, strict=True)]
+
+    def append(self, row: int, tokens: list[int]) -> tuple[list[int], bool]:
+        """Commit tokens to `row` up to where it finishes; return what was committed and whether it finished."""
+        end = self.prompt_width + self.generated[row]
+        self.sequences[row, end : end + len(tokens)] = torch.tensor(tokens, device=self.sequences.device)
+        for count, token in enumerate(tokens, start=1):
+            full = self.generated[row] + count >= self.max_new_tokens
+            if full or token in self.eos_tokens or self._stopped(row, end + count):
+                self.generated[row] += count
+                return tokens[:count], True
+        self.generated[row] += len(tokens)
+        return tokens, False
+
+    def output(self) -> Tensor:
+        """[B, P + longest] int64: prompts and generated tokens, finished rows filled up with the pad token."""
+        longest = max(self.generated)
+        columns = torch.arange(longest, device=self.sequences.device)
+        lengths = torch.tensor(self.generated, device=self.sequences.device)
+        out = self.sequences[:, : self.prompt_width + longest].clone()
+        out[:, self.prompt_width :].masked_fill_(columns >= lengths[:, None], self.pad_token)
+        return out
+
+    def _stopped(self, row: int, end: int) -> bool:
+        ids = self.sequences[row : row + 1, :end]
+        return any(bool(torch.as_tensor(criterion(ids, None)).all()) for criterion in self.criteria)

@@ -1,0 +1,136 @@
+"""Shapes whose rows do not depend on the shape, found by trying.
+
+A matrix product over one row and one over several may differ in the last bit, and so may attention over
+keys of another length; in bf16 that flips a token now and then. The engine therefore pads its passes to
+shapes that a probe found to give bit-equal rows, and the text is the same for every draft setting.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from layer_skip.attention import attend
+from layer_skip.decoder import LayeredDecoder
+
+_ROW_COUNTS = (*range(1, 17), 24, 32, 48, 64)
+_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16)
+_QUANTA = (64, 128, 256, 512)
+_PROBED_COLUMNS = 4096
+
+
+@dataclass(frozen=True)
+class ShapePlan:
+    """How far a pass is padded: query tokens per row, and keys."""
+
+    bad_widths: frozenset[int] = frozenset()
+    """Query widths at which attention rounds differently."""
+    bad_rows: frozenset[int] = frozenset()
+    """Row counts B*m at which a matrix product rounds differently."""
+    key_quantum: int = 64
+    """Key lengths are multiples of this."""
+    exact: bool = False
+    """Whether rows were found to be bit-equal at these shapes."""
+
+    def width(self, rows: int, width: int) -> int:
+        """The least width >= `width` that is safe for `rows` rows."""
+        while width in self.bad_widths or rows * width in self.bad_rows:
+            width += 1
+        return width
+
+    def key_length(self, slots: int) -> int:
+        """`slots` rounded up to the quantum."""
+        return -(-slots // self.key_quantum) * self.key_quantum
+
+
+FASTEST = ShapePlan()
+
+
+def probe(decoder: LayeredDecoder) -> ShapePlan:
+    """The smallest shapes at which this model's products and attention give bit-equal rows."""
+    config = decoder.config
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
+    bad_widths, key_quantum = _probe_attention(head_size, groups, decoder.dtype, decoder.device, torch.get_num_threads())
+    bad_rows = frozenset().union(*(_bad_row_counts(module) for module in decoder.products()))
+    plan = ShapePlan(bad_widths, bad_rows, key_quantum or max(_QUANTA))
+    settled = key_quantum is not None and max(bad_widths | bad_rows, default=0) < max(_WIDTHS)
+    return ShapePlan(plan.bad_widths, plan.bad_rows, plan.key_quantum, exact=True) if settled else FASTEST
+
+
+def _bad_row_counts(module: nn.Module) -> frozenset[int]:
+    """Row counts whose products differ in a bit from those over many rows."""
+    weight = module.weight
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+        return frozenset()
+    transposed = not isinstance(module, nn.Linear)  # GPT-2's Conv1D keeps [in, out]
+    return _probe_product(
+        tuple(weight.shape[::-1] if transposed else weight.shape),
+        transposed,
+        weight.dtype,
+        weight.device,
+        torch.get_num_threads(),
+    )
+
+
+@lru_cache(maxsize=256)
+def _probe_product(
+    shape: tuple[int, int], transposed: bool, dtype: torch.dtype, device: torch.device, _threads: int
+) -> frozenset[int]:
+    generator = torch.Generator().manual_seed(0)
+    outputs, inputs = min(shape[0], _PROBED_COLUMNS), shape[1]
+    weight = torch.randn(outputs, inputs, generator=generator).to(device, dtype)
+    weight = weight.t().contiguous().t() if transposed else weight
+    x = torch.randn(max(_ROW_COUNTS), inputs, generator=generator).to(device, dtype)
+    reference = nn.functional.linear(x, weight)
+    return frozenset(n for n in _ROW_COUNTS if not torch.equal(nn.functional.linear(x[:n], weight), reference[:n]))
+
+
+@lru_cache(maxsize=64)
+def _probe_attention(
+    head_size: int, groups: int, dtype: torch.dtype, device: torch.device, _threads: int
+) -> tuple[frozenset[int], int | None]:
+    """Query widths that differ from the widest, and the least safe key quantum (None if there is none)."""
+    samples = list(_attention_samples(head_size, groups, dtype, device))
+    wide = [_attend(*sample, max(_WIDTHS), 2048) for sample in samples]
+    bad = frozenset(
+        width
+        for width in _WIDTHS
+        if any(not torch.equal(_attend(*s, width, 2048), w[:, :width]) for s, w in zip(samples, wide, strict=True))
+    )
+    width = next((w for w in _WIDTHS if w >= 4 and w not in bad), max(_WIDTHS))
+    for quantum in _QUANTA:
+        lengths = [
+            (s, w[:, :width], length)
+            for s, w in zip(samples, wide, strict=True)
+            for length in range(-(-(s[3] + max(_WIDTHS)) // quantum) * quantum, 1025, quantum)
+        ]
+        if all(torch.equal(_attend(*s, width, length), w) for s, w, length in lengths):
+            return bad, quantum
+    return bad, None
+
+
+def _attention_samples(
+    head_size: int, groups: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
+    """Random query, key, value and prefix length; 16 KV heads, since differences are rare in each."""
+    for seed, cached in enumerate((5, 40, 100, 180, 240, 300, 370, 440, 600, 700, 800, 900)):
+        generator = torch.Generator().manual_seed(seed)
+        shapes = ((16 * groups, max(_WIDTHS)), (16, 2048), (16, 2048))
+        query, key, value = (
+            torch.randn(1, h, n, head_size, generator=generator).to(device, dtype) for h, n in shapes
+        )
+        yield 2 * query, key, value, cached
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, cached: int, width: int, length: int) -> Tensor:
+    own = cached + torch.arange(width, device=query.device)[:, None]
+    hidden_slots = torch.arange(length, device=query.device) > own
+    mask = torch.zeros(1, 1, width, length, device=query.device, dtype=query.dtype)
+    mask = mask.masked_fill(hidden_slots, torch.finfo(query.dtype).min)
+    module = SimpleNamespace()
+    return attend(module, query[:, :, :width], key[:, :, :length], value[:, :, :length], mask)[0]  # type: ignore[arg-type]

@@ -1,0 +1,78 @@
+"""What a wrapped model carries: its settings, what was measured of it, and its statistics."""
+
+import threading
+from typing import Any
+
+import torch
+
+from layer_skip.decoder import LayeredDecoder
+from selfspec.config import SpeculationConfig
+from selfspec.drafting import Drafter, EarlyExit
+from selfspec.pacing import FixedLength, Pacer, PayCheck
+from selfspec.rows import Rows
+from selfspec.shapes import FASTEST, ShapePlan, probe
+from selfspec.stats import Stats
+from selfspec.tuning.first_call import Choice, choose
+
+
+class Speculation:
+    """`model.speculation` of a wrapped model. Holds no weights; safe to use from several threads."""
+
+    def __init__(self, config: SpeculationConfig) -> None:
+        self.config = config
+        self.stats = Stats()
+        """Of the last call."""
+        self.total = Stats()
+        """Summed over all calls."""
+        self._choice: Choice | None = None
+        self._lock = threading.Lock()
+
+    def shapes(self, decoder: LayeredDecoder) -> ShapePlan:
+        """The shapes to compute at, probed once per shape, dtype and device."""
+        return probe(decoder) if self.config.deterministic else FASTEST
+
+    def strategy(self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan) -> tuple[Drafter, Pacer, Stats]:
+        """Drafter and pacer of a call, and statistics that say what was chosen and why."""
+        config = self.config
+        exit_layer, draft_length, reason = config.exit_layer, config.draft_length, "as configured"
+        if draft_length == 0:
+            exit_layer = 1 if exit_layer == "auto" else exit_layer
+        if exit_layer == "auto" or draft_length == "auto":
+            choice = self._chosen(decoder, rows, shapes)
+            exit_layer, draft_length, reason = choice.exit_layer, choice.draft_length, choice.reason
+        pacer = PayCheck(draft_length) if config.draft_length == "auto" and draft_length else FixedLength(draft_length)
+        stats = Stats(exit_layer=exit_layer, draft_length=draft_length, choice=reason, shapes=self._describe(shapes))
+        return EarlyExit(exit_layer, config.confidence_threshold), pacer, stats
+
+    def finish(self, stats: Stats) -> None:
+        """Take up the statistics of a call that ended."""
+        with self._lock:
+            self.stats = stats
+            self.total.add(stats)
+
+    def _chosen(self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan) -> Choice:
+        with self._lock:
+            if self._choice is None:
+                longest = max(rows.prompts(), key=len)
+                self._choice = choose(
+                    decoder,
+                    torch.tensor(longest, device=decoder.device),
+                    shapes,
+                    None if self.config.exit_layer == "auto" else self.config.exit_layer,
+                    None if self.config.draft_length == "auto" else self.config.draft_length,
+                )
+            return self._choice
+
+    def _describe(self, shapes: ShapePlan) -> str:
+        if not self.config.deterministic:
+            return "not deterministic: rounding may flip a near-tie when settings change"
+        if not shapes.exact:
+            return "this machine offers no shapes with bit-equal rows: rounding may flip a near-tie"
+        return f"bit-equal rows: at least {shapes.width(1, 1)} query tokens, keys in multiples of {shapes.key_quantum}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()

@@ -1,0 +1,1 @@
+"""Choosing exit layer and draft length from measurements."""
