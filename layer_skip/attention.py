@@ -1,7 +1,7 @@
 """Attention over the shared cache, called by the model's own layers.
 
 Registered once with transformers' `AttentionInterface` under `ATTENTION`. Compared with the built-in SDPA
-wrapper it never copies grouped keys and values, and it always takes an explicit mask: without one SDPA
+wrapper it does not copy grouped keys and values in a decoding pass, and it always takes an explicit mask: without one SDPA
 aligns its causal mask top-left, which silently cuts off cached keys.
 """
 
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 ATTENTION = "selfspec"
+
+_FOLDED_ROWS = 128
+"""Up to this many rows a pass is bound by reading keys and values, beyond it by arithmetic."""
 
 
 def attend(
@@ -32,13 +35,18 @@ def attend(
     Returns:
         [B, m, H, Dh], and None in place of the attention weights.
     """
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1 and (softcap is not None or query.device.type != "cpu"):
+    batch, heads, width, _ = query.shape
+    groups = heads // key.shape[1]
+    if groups > 1 and softcap is None and groups * width <= _FOLDED_ROWS:
+        # The query heads of a group become rows of one head: their keys and values are read once.
+        folded = query.reshape(batch, key.shape[1], groups * width, -1)
+        rows = attention_mask.expand(batch, groups, width, -1).reshape(batch, 1, groups * width, -1)
+        out = F.scaled_dot_product_attention(folded, key, value, attn_mask=rows, scale=scaling)
+        return out.reshape(batch, heads, width, -1).transpose(1, 2), None
+    if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if softcap is None:
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
-        )
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
         return out.transpose(1, 2), None
     scores = torch.matmul(query, key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = torch.tanh(scores / softcap) * softcap + attention_mask

@@ -40,7 +40,7 @@ class LayeredDecoder:
             raise UnsupportedModelError(
                 f"{type(model).__name__} calls itself {self.family.model_type!r} but lacks a part: {error}"
             ) from error
-        self._rotary = getattr(base, self.family.rotary) if self.family.rotary else None
+        self._rotary: Any = getattr(base, self.family.rotary) if self.family.rotary else None
         self._positions = getattr(base, self.family.position_embedding) if self.family.position_embedding else None
         self._project_in: nn.Module | None = getattr(base, "project_in", None)
         self._project_out: nn.Module | None = getattr(base, "project_out", None)
@@ -67,6 +67,17 @@ class LayeredDecoder:
         """Whether a position past `max_positions` does not exist at all, rather than being merely untrained."""
         return self._positions is not None
 
+    @property
+    def fixed_rope_length(self) -> int | None:
+        """Tokens up to which a position's rotary angles depend on nothing else, None where that is always so.
+
+        Dynamic NTK scaling and LongRoPE turn every position further once a text is longer than this.
+        """
+        kind = getattr(self._rotary, "rope_type", None) or ""
+        if kind == "longrope":
+            return int(self.config.rope_parameters["original_max_position_embeddings"])
+        return int(self._rotary.original_max_seq_len) if "dynamic" in kind else None
+
     def products(self) -> Iterator[nn.Module]:
         """The modules whose matrix products decide a token: those of the first layer, and the head."""
         yield from (m for m in self._layers[0].modules() if getattr(m, "weight", None) is not None and m.weight.dim() == 2)
@@ -88,7 +99,8 @@ class LayeredDecoder:
             hidden = self._project_in(hidden)
         if self._positions is not None:
             # The table is read as a plain embedding: OPT's own module would derive positions from a padding mask.
-            rows = span.positions + self.family.position_offset
+            # Spare columns may stand past its end; what they compute is never read.
+            rows = (span.positions + self.family.position_offset).clamp(max=len(self._positions.weight) - 1)
             hidden = hidden + nn.functional.embedding(rows, self._positions.weight)
         return hidden
 

@@ -23,6 +23,8 @@ def check_decoder(model: Any, decoder: LayeredDecoder) -> float:
     Raises:
         UnsupportedModelError: they differ by more than rounding.
     """
+    if decoder.n_layers < 2:
+        raise UnsupportedModelError(f"{type(model).__name__} has one layer: there is none to exit from early")
     was_training = model.training
     model.eval()
     try:

@@ -78,9 +78,10 @@ def commit(call: Call, draft: Draft, accepted: Tensor, committed: Tensor) -> int
     call.stats.rounds += 1
     if len(kept) < len(rows.active):
         rows.active = [rows.active[i] for i in kept]
-        index = torch.tensor(kept, dtype=torch.int64, device=rows.sequences.device)
-        call.cache.keep(index)
-        call.mode.keep(index)
+        if kept:  # the last rows leave their K/V behind, for past_key_values
+            index = torch.tensor(kept, dtype=torch.int64, device=rows.sequences.device)
+            call.cache.keep(index)
+            call.mode.keep(index)
     if call.on_commit is not None:
         call.on_commit(rows)
     return total

@@ -88,6 +88,12 @@ def check_request(
         raise NotSpeculatedError("past_key_values")
 
 
+def check_mask_shape(prompts: torch.Tensor | None, mask: torch.Tensor | None) -> None:
+    """Raise ValueError for a mask that is not the prompts' own: generate() drops one of all ones unseen."""
+    if prompts is not None and mask is not None and mask.shape != prompts.shape:
+        raise ValueError(f"attention_mask has shape {list(mask.shape)}, the prompts {list(prompts.shape)}")
+
+
 def check_prompts(prompts: torch.Tensor, mask: torch.Tensor | None, vocab_size: int, max_positions: int | None) -> None:
     """Refuse prompts that no decoding can serve.
 
@@ -110,8 +116,7 @@ def check_prompts(prompts: torch.Tensor, mask: torch.Tensor | None, vocab_size: 
         raise ValueError(f"the prompt has {prompts.shape[1]} tokens, the model {max_positions} positions: shorten it")
     if mask is None:
         return
-    if mask.shape != prompts.shape:
-        raise ValueError(f"attention_mask has shape {list(mask.shape)}, the prompts {list(prompts.shape)}")
+    check_mask_shape(prompts, mask)
     if bool((mask[:, 1:] < mask[:, :-1]).any()):
         raise ValueError("the batch is padded on the right: generation needs padding_side='left'")
     if bool((mask.sum(dim=1) == 0).any()):

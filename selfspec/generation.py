@@ -92,6 +92,8 @@ def _rows(
             f"max_length={max_length} exceeds the model's {decoder.max_positions} learned positions: "
             f"set max_new_tokens to at most {decoder.max_positions - prompts.shape[1]}"
         )
+    if decoder.fixed_rope_length is not None and max_length + _SPARE_COLUMNS > decoder.fixed_rope_length:
+        raise NotSpeculatedError(f"rotary scaling that changes past {decoder.fixed_rope_length} tokens")
     pad = getattr(config, "_pad_token_tensor", None)
     return Rows.of_prompts(
         prompts.to(decoder.device),

@@ -46,7 +46,7 @@ class Rows:
         rows, width = prompts.shape
         sequences = prompts.new_zeros(rows, width + max_new_tokens + slack)
         sequences[:, :width] = prompts
-        pads = (width - mask.sum(dim=1)).tolist()
+        pads = (width - mask.long().sum(dim=1)).tolist()
         return cls(
             sequences,
             width,

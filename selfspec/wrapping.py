@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.self_check import check_decoder
 from selfspec.config import SpeculationConfig
-from selfspec.fallback import NotSpeculatedError, check_arguments
+from selfspec.fallback import NotSpeculatedError, check_arguments, check_mask_shape
 from selfspec.generation import Output, callers_streamer, decode
 from selfspec.rows import RoundEvent
 from selfspec.speculation import Speculation
@@ -83,6 +83,8 @@ class SpeculativeGenerate:
         own_generate = functools.partial(type(model).generate, model)
         try:
             check_arguments(keywords)
+            prompts = keywords.get("input_ids") if inputs is None else inputs
+            check_mask_shape(prompts, keywords.get("attention_mask"))
             # The streamer stays here: generate() would put the prompt into it before anything is known to fit.
             method = functools.partial(decode, model.speculation, streamer=streamer, on_round=on_round)
             return own_generate(inputs, *arguments, custom_generate=method, **keywords)

@@ -65,11 +65,16 @@ def bind(model: Any, contender: Contender) -> Any:
     """A shell of the model that generates in this contender's way; every weight is shared.
 
     The shell has its own generation config without an end token, so that all contenders write the same number
-    of tokens, and its own wrapping, so that contenders can take turns without being wrapped again.
+    of tokens, and its own wrapping, so that contenders can take turns without being wrapped again. Falling
+    back to the model's own generate would measure something else, so it is an error here.
     """
     shell = copy.copy(model)
+    for attribute in ("generate", "speculation"):
+        shell.__dict__.pop(attribute, None)
     shell.generation_config = copy.deepcopy(model.generation_config)
     shell.generation_config.eos_token_id = None
     for name, value in contender.defaults.items():
         setattr(shell.generation_config, name, value)
-    return shell if contender.speculation is None else selfspec.wrap(shell, **contender.speculation)
+    if contender.speculation is None:
+        return shell
+    return selfspec.wrap(shell, **{**contender.speculation, "strict": True})

@@ -2,8 +2,8 @@
 
 In bf16 and fp16 a product over one row and one over several differ in last bits, so two correct ways of
 computing the same model can pick different tokens where the two likeliest are as good as equal. Such a
-difference is accepted only when it is shown: every token of the other text, given the text before it, must lie
-within the measured rounding noise of the best one. In fp32 no difference is accepted.
+difference is accepted only when it is shown: every token of the other text, given the text before it, must
+lie within the measured rounding noise of the best one. In fp32 no difference is accepted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Verdict:
 
     def __str__(self) -> str:
         rows = self.identical + self.near_ties + self.different
-        parts = [f"{self.identical} of {rows} identical"]
+        parts = [f"{self.identical} of {rows}"]
         parts += [f"{self.near_ties} near-tie{'s' * (self.near_ties > 1)}"] * bool(self.near_ties)
         parts += [f"{self.different} different"] * bool(self.different)
         return ", ".join(parts)
@@ -68,8 +68,11 @@ def stepwise_pass(model: Any, prompt: Text, text: Text) -> Tensor:
 
 
 def gap_noise(one: Tensor, other: Tensor) -> float:
-    """How far rounding moves the gap between the two likeliest tokens, at most: logits [n, V] of the same text
-    computed in two ways."""
+    """The most that rounding moved the gap between the two likeliest tokens.
+
+    Args:
+        one, other: logits [n, V] of the same text, computed in two ways.
+    """
     top = one.topk(2, dim=-1).indices
     gaps = [logits.gather(-1, top).diff(dim=-1) for logits in (one, other)]
     return float((gaps[0] - gaps[1]).abs().max())
@@ -85,7 +88,9 @@ class Referee:
         sample: prompts that the noise is measured on, spread over the run.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Text], references: Sequence[Text], sample: int = 8) -> None:
+    def __init__(
+        self, model: Any, prompts: Sequence[Text], references: Sequence[Text], sample: int = 8
+    ) -> None:
         self._model = model
         self._prompts = prompts
         self._references = references

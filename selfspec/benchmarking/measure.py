@@ -32,7 +32,9 @@ class Workload:
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed is {least} or more")
         if self.temperature is not None and self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature}: allowed is more than 0; leave it out for greedy")
+            raise ValueError(
+                f"temperature={self.temperature}: allowed is more than 0; leave it out for greedy"
+            )
 
     def arguments(self) -> dict[str, Any]:
         """The keywords of generate."""
@@ -45,13 +47,15 @@ class Workload:
 
 @dataclass(frozen=True)
 class Call:
-    """One measured call: seconds, new tokens per row, and what was drafted and accepted in it."""
+    """One measured call: seconds, new tokens per row, and what the engine's statistics say of it."""
 
     seconds: float
     texts: tuple[tuple[int, ...], ...]
     row_rounds: int = 0
     drafted: int = 0
     accepted: int = 0
+    exit_layer: int | None = None
+    draft_length: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -93,15 +97,18 @@ def run_once(model: Any, contender: Contender, batch: Batch, workload: Workload,
     """One generate call of a bound contender on one batch."""
     torch.manual_seed(workload.seed)
     arguments = {**workload.arguments(), **contender.arguments, "pad_token_id": pad}
-    before = _counters(model, contender)
     _wait_for(batch.ids.device)
     started = time.perf_counter()
     output = model.generate(input_ids=batch.ids, attention_mask=batch.mask, **arguments)
     _wait_for(batch.ids.device)
     seconds = time.perf_counter() - started
     texts = tuple(tuple(row) for row in output[:, batch.ids.shape[1] :].tolist())
-    after = _counters(model, contender)
-    return Call(seconds, texts, *(a - b for a, b in zip(after, before, strict=True)))
+    if contender.speculation is None:
+        return Call(seconds, texts)
+    stats = model.speculation.stats
+    return Call(
+        seconds, texts, stats.row_rounds, stats.drafted, stats.accepted, stats.exit_layer, stats.draft_length
+    )
 
 
 def compare(
@@ -140,14 +147,6 @@ def n_calls(contenders: Sequence[Contender], batches: Sequence[Batch], workload:
 
 def _cycle(batches: Sequence[Batch], count: int) -> Iterator[Batch]:
     return (batches[i % len(batches)] for i in range(count))
-
-
-def _counters(model: Any, contender: Contender) -> tuple[int, int, int]:
-    """Rounds times rows, drafted and accepted tokens so far; zeros for the model's own generate."""
-    if contender.speculation is None:
-        return 0, 0, 0
-    stats = model.speculation.stats
-    return stats.row_rounds, stats.drafted, stats.accepted
 
 
 def _wait_for(device: torch.device) -> None:

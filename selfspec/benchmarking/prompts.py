@@ -43,7 +43,9 @@ def read_prompts(path: Path) -> list[str]:
         raise PromptsError(f"cannot read prompts from {path}: {reason}") from error
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
-        raise PromptsError(f'{path} has no prompts: write one JSON object a line, like {{"prompt": "def f("}}')
+        raise PromptsError(
+            f'{path} has no prompts: write one JSON object a line, like {{"prompt": "def f("}}'
+        )
     return [_prompt_of(line, f"{path}, line {number}") for number, line in lines]
 
 
@@ -61,8 +63,10 @@ def _prompt_of(line: str, where: str) -> str:
     return prompt
 
 
-def tokenized(tokenizer: Any, prompts: Sequence[str], n_tokens: int | None, limit: int | None) -> list[list[int]]:
-    """The first `limit` prompts as token ids; with `n_tokens`, only prompts that long, cut to their first ones.
+def tokenized(
+    tokenizer: Any, prompts: Sequence[str], n_tokens: int | None, limit: int | None
+) -> list[list[int]]:
+    """The first `limit` prompts as token ids; with `n_tokens`, only prompts that long, cut to that length.
 
     Raises:
         PromptsError: none is long enough.

@@ -28,21 +28,19 @@ def heading(report: Report) -> str:
 def columns(report: Report) -> list[str]:
     """Titles of the table."""
     ratios = [f"times {name}" for name in baselines(report.lines)]
-    acceptance = ["acceptance rate", "acceptance length"]
-    return ["", "tokens/s", *ratios, *acceptance, "distinct 3-grams", "output"]
+    return ["", "tokens/s", *ratios, "acceptance rate, length", "distinct 3-grams", "same text"]
 
 
 def cells(line: Line, report: Report) -> list[str]:
-    """One contender's row; a refused one has its reason where its output's verdict would stand."""
+    """One contender's row; medians with the 20th and 80th percentile where there is a spread."""
     ratios = [_ratio(line, base) for base in baselines(report.lines)]
     return [
         line.name,
         "refused" if line.tokens_per_second is None else f"{line.tokens_per_second:.0f}",
         *ratios,
-        "" if line.acceptance_rate is None else f"{line.acceptance_rate:.2f}",
-        "" if line.acceptance_length is None else f"{line.acceptance_length:.2f}",
+        "" if line.acceptance_rate is None else f"{line.acceptance_rate:.2f}, {line.acceptance_length:.2f}",
         f"{line.distinct_3grams:.2f}",
-        line.refused or line.checked,
+        line.checked,
     ]
 
 
@@ -52,15 +50,39 @@ def _ratio(line: Line, base: str) -> str:
     return f"{line.faster_than[base]:.2f}" if base in line.faster_than else ""
 
 
+def legend(report: Report) -> list[str]:
+    """What each contender is, and why it has no speed where it has none."""
+    refusal = {line.name: f"; refused: {line.refused}" if line.refused else "" for line in report.lines}
+    return [f"{line.name}: {line.about}{refusal[line.name]}" for line in report.lines]
+
+
 def terminal_table(report: Report) -> Table:
-    """The table for a terminal: medians, with the 20th and 80th percentiles in brackets."""
+    """The table for a terminal of 80 columns or more: titles and spreads are folded into two lines."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=heading(report), title_justify="left", caption=_caption(report), caption_justify="left")
-    for number, title in enumerate(columns(report)):
-        table.add_column(title, justify="left" if number in (0, len(columns(report)) - 1) else "right")
+    table = Table(
+        title=heading(report),
+        title_justify="left",
+        caption=caption(report),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+    )
+    titles = columns(report)
+    for number, title in enumerate(titles):
+        text = number in (0, len(titles) - 1)
+        table.add_column(
+            title.replace(" ", "\n", 1),
+            justify="left" if text else "right",
+            no_wrap=not text,
+            overflow="fold",
+            min_width=9 if text else None,
+        )
     for line in report.lines:
-        table.add_row(*cells(line, report), style="red" if line.refused else None)
+        row = [cell.replace(" (", "\n(", 1) for cell in cells(line, report)]
+        table.add_row(*row, style="red" if line.refused else None)
     return table
 
 
@@ -70,10 +92,12 @@ def markdown_table(report: Report) -> str:
     rows = [titles, ["---", *["---:"] * (len(titles) - 2), "---"]]
     rows += [cells(line, report) for line in report.lines]
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", f"{heading(report)}. {_caption(report)}", ""])
+    below = [f"{heading(report)}. {caption(report)}", "", *(f"- {entry}" for entry in legend(report))]
+    return "\n".join([*lines, "", *below, ""])
 
 
-def _caption(report: Report) -> str:
+def caption(report: Report) -> str:
+    """How to read the numbers, and with which versions they were measured."""
     noise = report.rounding_noise
     near = "" if noise is None else f" Near-tie: within the measured rounding noise of {noise:.3f} logits."
     versions = ", ".join(f"{name} {version}" for name, version in report.conditions["versions"].items())
@@ -90,8 +114,10 @@ def plot(report: Report) -> bytes:
     whiskers = [[0.0 if s is None else s.median - s.p20 for s in speeds]]
     whiskers += [[0.0 if s is None else s.p80 - s.median for s in speeds]]
     axes.barh(names, medians, xerr=whiskers, color=_colours(report.lines), capsize=3)
+    ends = [0.0 if speed is None else speed.p80 for speed in speeds]
     for place, line in enumerate(report.lines):
-        axes.text(0.01 * max(medians), place, _bar_label(line, report), va="center", color="black", fontsize=8)
+        axes.text(ends[place] + 0.02 * max(ends), place, _bar_label(line, report), va="center", fontsize=8)
+    axes.set_xlim(0, 1.35 * max(ends) or 1.0)
     axes.invert_yaxis()
     axes.set_xlabel("tokens per second, median with 20th and 80th percentile")
     axes.set_title(heading(report), fontsize=8, loc="left", wrap=True)
@@ -101,7 +127,9 @@ def plot(report: Report) -> bytes:
 def _bar_label(line: Line, report: Report) -> str:
     if line.refused is not None:
         return "refused: output differs"
-    ratios = [f"{line.faster_than[b].median:.2f}x {b}" for b in baselines(report.lines) if b in line.faster_than]
+    ratios = [
+        f"{line.faster_than[b].median:.2f}x {b}" for b in baselines(report.lines) if b in line.faster_than
+    ]
     return ", ".join(ratios)
 
 

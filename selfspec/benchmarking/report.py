@@ -84,7 +84,7 @@ def report(
 
 
 class Judge:
-    """Compares a contender's text with what it promises: the model's own when greedy, AR's under the same seed."""
+    """Compares a contender's text with what it promises: the model's own, or AR's when sampled."""
 
     def __init__(
         self, model: Any, prompts: Sequence[Text], calls: Mapping[str, Sequence[Call]], workload: Workload
@@ -97,20 +97,20 @@ class Judge:
         """What was compared, with the outcome; and why a speed is refused, None when it is not."""
         texts = self._texts[contender.name]
         if any(len(text) != self._workload.new_tokens for text in texts):
-            return "token counts differ", "it wrote another number of tokens"
+            return "other lengths", "it wrote another number of tokens"
         if self._workload.temperature is None:
             verdict = self.referee.judge(texts)
             return f"{verdict}", _refusal(verdict, GENERATE)
         reference = self._sampling_reference(contender)
         if reference is None:
-            return f"{len(texts)} of equal length (own random draws)", None
+            return "own draws", None
         verdict = compare_exactly(texts, self._texts[reference])
         if contender.speculation and not contender.speculation.get("deterministic", True):
-            return f"{verdict}, as {reference} (rounding may decide)", None
-        return f"{verdict}, as {reference}", _refusal(verdict, reference)
+            return f"{verdict} (as {reference})", None
+        return f"{verdict} (as {reference})", _refusal(verdict, reference)
 
     def _sampling_reference(self, contender: Contender) -> str | None:
-        """AR with the same settings, whose text coupled acceptance promises; None where there is no promise."""
+        """AR with the same settings, whose text coupled acceptance promises; None without a promise."""
         coupled = contender.speculation is not None and contender.speculation.get("acceptance") != "rejection"
         return contender.baseline if coupled and contender.baseline in self._texts else None
 
@@ -129,16 +129,21 @@ def _line(
     refused: str | None,
 ) -> Line:
     mine = calls[contender.name]
+    about = contender.about
+    if contender.speculation is not None and mine[-1].draft_length:
+        about += f", E = {mine[-1].exit_layer}, K = {mine[-1].draft_length}"
     texts = [text for call in mine for text in call.texts]
     distinct = sum(map(distinct_ngrams, texts)) / len(texts)
     if refused is not None:
-        return Line(contender.name, contender.about, checked, distinct, refused=refused)
+        return Line(contender.name, about, checked, distinct, refused=refused)
     seconds = [call.seconds for call in mine]
-    drafted, accepted, rounds = (sum(getattr(c, n) for c in mine) for n in ("drafted", "accepted", "row_rounds"))
+    drafted, accepted, rounds = (
+        sum(getattr(c, n) for c in mine) for n in ("drafted", "accepted", "row_rounds")
+    )
     others = [name for name in stands if name != contender.name]
     return Line(
         contender.name,
-        contender.about,
+        about,
         checked,
         distinct,
         tokens_per_second=spread([call.tokens / call.seconds for call in mine]),
@@ -150,6 +155,6 @@ def _line(
 
 
 def baselines(lines: Sequence[Line]) -> list[str]:
-    """The contenders that a table compares with: the model's own generate and AR, where they were measured."""
+    """The contenders that a table compares with: the model's own generate and AR, where measured."""
     names = {line.name for line in lines if line.refused is None}
     return [name for name in (GENERATE, AR) if name in names]

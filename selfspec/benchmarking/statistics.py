@@ -20,7 +20,7 @@ class Spread:
         return asdict(self)
 
     def __format__(self, spec: str) -> str:
-        return f"{self.median:{spec}} ({self.p20:{spec}} to {self.p80:{spec}})"
+        return f"{self.median:{spec}} ({self.p20:{spec}}-{self.p80:{spec}})"
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -59,8 +59,8 @@ def paired_ratios(base: Sequence[float], other: Sequence[float]) -> list[float]:
 def distinct_ngrams(tokens: Sequence[int], n: int = 3) -> float:
     """Share of a text's n-grams that are distinct, 0 to 1: near 0 for a text that loops.
 
-    Small models loop under greedy decoding, and a loop is easy to draft; a speed without this number flatters.
-    A text shorter than n counts as 1.
+    Small models loop under greedy decoding, and a loop is easy to draft: a speed without this number
+    flatters. A text shorter than n counts as 1.
     """
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0

@@ -1,0 +1,55 @@
+"""Attention over the shared cache, against its definition."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from layer_skip.attention import attend
+from layer_skip.span import causal_mask
+
+
+def by_definition(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap: float | None
+) -> Tensor:
+    """softmax(cap(q k / sqrt) + mask) v, one head and one token at a time; [B, m, H, Dh]."""
+    rows, heads, width, size = query.shape
+    groups = heads // key.shape[1]
+    out = torch.empty(rows, width, heads, size, dtype=query.dtype)
+    for b in range(rows):
+        for h in range(heads):
+            for i in range(width):
+                scores = key[b, h // groups] @ query[b, h, i] * scaling
+                if softcap is not None:
+                    scores = softcap * torch.tanh(scores / softcap)
+                out[b, i, h] = (scores + mask[b, 0, i]).softmax(0) @ value[b, h // groups]
+    return out
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("width", [1, 3])
+def test_attention_is_its_definition(heads: int, kv_heads: int, width: int, softcap: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, heads, width, 8, generator=generator, dtype=torch.float64)
+    key, value = torch.randn(2, 2, kv_heads, 16, 8, generator=generator, dtype=torch.float64)
+    positions = torch.tensor([[5], [9]]) + torch.arange(width)
+    mask = causal_mask(positions, 16, None, torch.float64)
+    for scaling in (None, 0.7):
+        actual, weights = attend(nn.Module(), query, key, value, mask, scaling=scaling, softcap=softcap)
+        expected = by_definition(query, key, value, mask, scaling or 1 / math.sqrt(8), softcap)
+        torch.testing.assert_close(actual, expected)
+        assert weights is None
+
+
+def test_masked_slots_do_not_count_whatever_they_hold() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 8, 4, generator=generator) for _ in range(3))
+    mask = causal_mask(torch.arange(3, 5)[None], 8, None, torch.float32)
+    before, _ = attend(nn.Module(), query[:, :, :2], key, value, mask)
+    key[:, :, 5:], value[:, :, 5:] = 1e4, -1e4
+    after, _ = attend(nn.Module(), query[:, :, :2], key, value, mask)
+    assert torch.equal(before, after)

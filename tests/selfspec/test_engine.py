@@ -1,0 +1,246 @@
+"""The round's arithmetic, worked out by hand, and what the cache holds after it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from checks import own_generate
+from fake_drafters import Right, rounds_by_hand, use_scripted_drafts
+from tiny_models import LAYERS, VOCAB, random_prompts, tiny_model
+from torch import Tensor
+from transformers import DynamicCache
+
+import selfspec
+from selfspec import engine
+from selfspec.call import Call
+
+RIGHT: dict[str, Right] = {
+    "always": lambda row, index: True,
+    "never": lambda row, index: False,
+    "two of three": lambda row, index: index % 3 != 2,
+    "unequal rows": lambda row, index: (index * (row + 2)) % 5 < 3,
+}
+
+
+def generated(out: Tensor, prompts: dict[str, Tensor]) -> list[list[int]]:
+    rows: list[list[int]] = out[:, prompts["input_ids"].shape[1] :].tolist()
+    return rows
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`scripted(model, prompts, right, **settings)`: a wrapped model that drafts by a script."""
+
+    def set_up(
+        model: Any, prompts: dict[str, Tensor], right: Right, draft_length: int, exit_layer: int = 2, **settings: Any
+    ) -> Any:
+        texts = generated(own_generate(model, **prompts, max_new_tokens=24), prompts)
+        use_scripted_drafts(monkeypatch, texts, right, VOCAB)
+        return selfspec.wrap(model, exit_layer=exit_layer, draft_length=draft_length, **settings)
+
+    return set_up
+
+
+@pytest.fixture
+def after_every_round(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Call], None]], None]:
+    """`after_every_round(look)`: call look(call) when a round is committed."""
+
+    def set_up(look: Callable[[Call], None]) -> None:
+        commit = engine.commit
+
+        def committed(call: Call, *arguments: Any) -> int:
+            tokens = commit(call, *arguments)
+            look(call)
+            return tokens
+
+        monkeypatch.setattr(engine, "commit", committed)
+
+    return set_up
+
+
+@pytest.mark.parametrize(
+    ("right", "rounds", "drafted", "accepted"),
+    [
+        # 16 tokens in 4 rounds of 3 drafts and a bonus.
+        ("always", 4, 12, 12),
+        # One token a round; the last three rounds can use 2, 1 and 0 drafts only.
+        ("never", 16, 13 * 3 + 2 + 1, 0),
+        # Tokens 0, 1 stand, 2 is corrected: five rounds of 3 tokens, and one for the sixteenth.
+        ("two of three", 6, 5 * 3, 10),
+    ],
+)
+def test_rounds_drafted_and_accepted_are_as_computed_by_hand(
+    llama: Any, scripted: Any, right: str, rounds: int, drafted: int, accepted: int
+) -> None:
+    prompts = random_prompts(7)
+    model = scripted(llama, prompts, RIGHT[right], 3)
+    expected = own_generate(model, **prompts, max_new_tokens=16)
+    assert torch.equal(model.generate(**prompts, max_new_tokens=16), expected)
+    stats = model.speculation.stats
+    assert (stats.rounds, stats.row_rounds, stats.tokens) == (rounds, rounds, 16)
+    assert (stats.drafted, stats.accepted) == (drafted, accepted)
+    assert stats.acceptance_rate == pytest.approx(accepted / drafted)
+    assert stats.acceptance_length == pytest.approx(16 / rounds)
+
+
+@pytest.mark.parametrize("draft_length", [0, 1, 2, 5, 8, 64])
+@pytest.mark.parametrize("right", RIGHT)
+def test_every_round_is_as_computed_by_hand(llama: Any, scripted: Any, right: str, draft_length: int) -> None:
+    prompts = random_prompts(5)
+    model = scripted(llama, prompts, RIGHT[right], draft_length)
+    for tokens in (1, 2, 13):
+        events: list[Any] = []
+        model.generate(**prompts, max_new_tokens=tokens, on_round=events.append)
+        flags = [RIGHT[right](0, index) for index in range(tokens)]
+        by_hand = rounds_by_hand(flags, draft_length, tokens)
+        assert [(len(e.drafted), e.accepted, len(e.committed)) for e in events] == by_hand
+
+
+def test_every_row_of_a_batch_accepts_its_own_number_of_tokens(llama: Any, scripted: Any) -> None:
+    prompts = random_prompts(4, 11, 7)
+    model = scripted(llama, prompts, RIGHT["unequal rows"], 3)
+    events: list[Any] = []
+    out = model.generate(**prompts, max_new_tokens=24, on_round=events.append)
+    texts = generated(out, prompts)
+    assert torch.equal(out, own_generate(model, **prompts, max_new_tokens=24))
+    for row in range(3):
+        flags = [RIGHT["unequal rows"](row, index) for index in range(24)]
+        done = 0
+        for event in (e for e in events if e.row == row):
+            # A row drafts as far as the longest remaining one; past its own end nothing counts.
+            right = next((i for i, _ in enumerate(event.drafted) if done + i >= 24 or not flags[done + i]), None)
+            accepted = len(event.drafted) if right is None else right
+            assert event.accepted == min(accepted, 24 - done)
+            assert event.committed == texts[row][done : done + accepted + 1]
+            assert event.drafted[: event.accepted] == event.committed[: event.accepted]
+            done += len(event.committed)
+        assert done == 24
+    accepted_by_row = Counter[int]()
+    for event in events:
+        accepted_by_row[event.row] += event.accepted
+    assert len(set(accepted_by_row.values())) > 1
+
+
+@pytest.mark.parametrize("right", RIGHT)
+@pytest.mark.parametrize("lengths", [(9,), (6, 6), (4, 11, 7)])
+def test_the_cache_holds_after_every_round_what_a_fresh_forward_computes(
+    family: str, scripted: Any, after_every_round: Any, right: str, lengths: tuple[int, ...]
+) -> None:
+    prompts = random_prompts(*lengths)
+    model = scripted(tiny_model(family), prompts, RIGHT[right], 3)
+    looked = []
+
+    def look(call: Call) -> None:
+        rows = call.rows
+        for i, row in enumerate(rows.active):
+            committed = rows.sequences[row : row + 1, rows.pads[row] : rows.ends()[i]]
+            assert committed.shape[1] == rows.cached[i] + 1
+            fresh = DynamicCache()  # keeps every key, in sliding layers too
+            model(committed[:, :-1], past_key_values=fresh)
+            for layer in range(LAYERS):
+                for stored, expected in (
+                    (call.cache.keys[layer], fresh.layers[layer].keys),
+                    (call.cache.values[layer], fresh.layers[layer].values),
+                ):
+                    actual = stored[i : i + 1, :, : rows.cached[i]]
+                    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+            looked.append(row)
+
+    after_every_round(look)
+    model.generate(**prompts, max_new_tokens=14)
+    assert set(looked) == set(range(len(lengths)))
+
+
+@pytest.mark.parametrize("exit_layer", [1, 2, 3])
+@pytest.mark.parametrize("right", ["always", "never", "two of three"])
+def test_no_layer_runs_twice_on_a_drafted_token(llama: Any, scripted: Any, right: str, exit_layer: int) -> None:
+    prompts = random_prompts(7)
+    model = scripted(llama, prompts, RIGHT[right], 3, exit_layer, deterministic=False)
+    columns = Counter[int]()
+    for index, layer in enumerate(model.model.layers):
+
+        def count(_: Any, inputs: tuple[Tensor], __: Any, index: int = index) -> None:
+            columns[index] += inputs[0].shape[1]
+
+        layer.mlp.register_forward_hook(count)
+    model.generate(**prompts, max_new_tokens=16)
+    stats = model.speculation.stats
+    # The prompt but its last token; then, in every round, the last committed token and the drafted ones.
+    assert columns == {index: 6 + stats.rounds + stats.drafted for index in range(LAYERS)}
+
+
+def test_plain_rounds_run_every_layer_once_on_one_token(llama: Any) -> None:
+    widths = []
+    llama.model.layers[0].mlp.register_forward_hook(lambda _, inputs, __: widths.append(inputs[0].shape[:2]))
+    selfspec.wrap(llama, draft_length=0, deterministic=False)
+    widths.clear()
+    llama.generate(**random_prompts(7), max_new_tokens=5)
+    assert widths == [(1, 6)] + [(1, 1)] * 5
+
+
+def test_finished_rows_leave_the_batch(llama: Any, after_every_round: Any) -> None:
+    prompts = random_prompts(4, 11, 7, 9)
+    texts = generated(own_generate(llama, **prompts, max_new_tokens=20), prompts)
+    ends = [text[n] for text, n in zip(texts, (3, 8, 12, 16), strict=True)]
+    first_end = [min(text.index(end) for end in ends if end in text) for text in texts]
+    batches, sizes = [], []
+    llama.model.layers[3].mlp.register_forward_hook(lambda _, inputs, __: batches.append(inputs[0].shape[0]))
+    selfspec.wrap(llama, exit_layer=2, draft_length=2)
+    after_every_round(lambda call: sizes.append((len(call.rows.active), call.cache.rows)))
+    batches.clear()
+    llama.generate(**prompts, max_new_tokens=20, eos_token_id=ends)
+    rounds = batches[4:]  # after one prefill per prompt
+    assert len(set(first_end)) > 1
+    assert rounds == sorted(rounds, reverse=True)
+    assert set(rounds) >= {4, 1}
+    assert all(active == rows for active, rows in sizes[:-1])
+    assert sizes[-1][0] == 0
+
+
+def test_prefill_leaves_out_the_last_token_and_runs_long_prompts_in_chunks(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = random_prompts(23, 9)
+    expected = own_generate(llama, **prompts, max_new_tokens=9)
+    monkeypatch.setattr(engine, "PREFILL_CHUNK", 5)
+    for deterministic in (True, False):
+        selfspec.wrap(llama, exit_layer=2, draft_length=2, deterministic=deterministic)
+        widths: list[tuple[int, ...]] = []
+        hook = llama.model.layers[0].mlp.register_forward_hook(
+            lambda _, inputs, __, widths=widths: widths.append(tuple(inputs[0].shape[:2]))
+        )
+        assert torch.equal(llama.generate(**prompts, max_new_tokens=9), expected)
+        hook.remove()
+        alone = [(1, 5)] * 4 + [(1, 2), (1, 5), (1, 3)]
+        together = [(2, 5)] * 4 + [(2, 2)]
+        assert widths[: len(alone if deterministic else together)] == (alone if deterministic else together)
+
+
+def test_a_prompt_of_one_token_needs_no_prefill(family: str) -> None:
+    model = tiny_model(family)
+    for prompts in (random_prompts(1), random_prompts(1, 1, 1), random_prompts(1, 6)):
+        expected = own_generate(model, **prompts, max_new_tokens=10)
+        selfspec.wrap(model, exit_layer=2, draft_length=3)
+        assert torch.equal(model.generate(**prompts, max_new_tokens=10), expected)
+        selfspec.unwrap(model)
+
+
+def test_the_pacer_is_told_of_every_round(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int, float]] = []
+    observe = selfspec.pacing.FixedLength.observe
+
+    def spy(self: Any, length: int, tokens: int, seconds: float) -> None:
+        seen.append((length, tokens, seconds))
+        observe(self, length, tokens, seconds)
+
+    monkeypatch.setattr(selfspec.pacing.FixedLength, "observe", spy)
+    selfspec.wrap(llama, exit_layer=2, draft_length=3)
+    llama.generate(**random_prompts(5, 9), max_new_tokens=12)
+    stats = llama.speculation.stats
+    assert len(seen) == stats.rounds
+    assert sum(tokens for _, tokens, _ in seen) == stats.tokens == 24
+    assert all(0 <= length <= 3 and seconds > 0 for length, _, seconds in seen)

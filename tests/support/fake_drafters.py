@@ -1,0 +1,64 @@
+"""Drafters whose tokens are known beforehand, so that a round's arithmetic can be worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from selfspec import speculation
+from selfspec.drafting import EarlyExit
+
+Right = Callable[[int, int], bool]
+"""Whether the draft of row r for its i-th generated token is right."""
+
+
+class ScriptedDrafter(EarlyExit):
+    """Runs the early layers as ever, but drafts the known text, or something else where `right` says so."""
+
+    def __init__(self, exit_layer: int, texts: Sequence[Sequence[int]], right: Right, vocab: int) -> None:
+        super().__init__(exit_layer)
+        self._texts = texts
+        self._right = right
+        self._vocab = vocab
+
+    def draft(self, call: Any, round_: Any) -> Any:
+        mode = call.mode
+        call.mode = self
+        self._rows = call.rows
+        try:
+            return super().draft(call, round_)
+        finally:
+            call.mode = mode
+
+    def choose(self, scores: Tensor, step: int) -> Tensor:
+        """In place of the mode's choice."""
+        tokens = []
+        for row in self._rows.active:
+            index = self._rows.generated[row] + step
+            token = self._texts[row][index] if index < len(self._texts[row]) else 0
+            tokens.append(token if self._right(row, index) else (token + 1) % self._vocab)
+        return torch.tensor(tokens)
+
+
+def use_scripted_drafts(monkeypatch: pytest.MonkeyPatch, texts: Sequence[Sequence[int]], right: Right, vocab: int) -> None:
+    """Every call from now on drafts by this script."""
+
+    def scripted(exit_layer: int, confidence_threshold: float = 0.0) -> ScriptedDrafter:
+        return ScriptedDrafter(exit_layer, texts, right, vocab)
+
+    monkeypatch.setattr(speculation, "EarlyExit", scripted)
+
+
+def rounds_by_hand(right: Sequence[bool], draft_length: int, tokens: int) -> list[tuple[int, int, int]]:
+    """(drafted, accepted, committed) of every round of one row that generates `tokens` tokens."""
+    rounds, done = [], 0
+    while done < tokens:
+        drafted = min(draft_length, tokens - done - 1)
+        accepted = next((i for i in range(drafted) if not right[done + i]), drafted)
+        rounds.append((drafted, accepted, accepted + 1))
+        done += accepted + 1
+    return rounds
