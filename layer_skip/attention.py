@@ -1,8 +1,8 @@
 """Attention over the shared cache, called by the model's own layers.
 
 Registered once with transformers' `AttentionInterface` under `ATTENTION`. Compared with the built-in SDPA
-wrapper it does not copy grouped keys and values in a decoding pass, and it always takes an explicit mask: without one SDPA
-aligns its causal mask top-left, which silently cuts off cached keys.
+wrapper it does not copy grouped keys and values in a decoding pass, and it always takes an explicit mask:
+without one SDPA aligns its causal mask top-left, which silently cuts off cached keys.
 """
 
 import torch
@@ -24,7 +24,7 @@ def attend(
     attention_mask: Tensor,
     scaling: float | None = None,
     softcap: float | None = None,
-    **_: object,
+    **unused: object,
 ) -> tuple[Tensor, None]:
     """Masked attention of query [B, H, m, Dh] over key, value [B, Hkv, S, Dh].
 
@@ -35,7 +35,7 @@ def attend(
     Returns:
         [B, m, H, Dh], and None in place of the attention weights.
     """
-    batch, heads, width, _ = query.shape
+    batch, heads, width = query.shape[:3]
     groups = heads // key.shape[1]
     if groups > 1 and softcap is None and groups * width <= _FOLDED_ROWS:
         # The query heads of a group become rows of one head: their keys and values are read once.
@@ -48,7 +48,9 @@ def attend(
     if softcap is None:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
         return out.transpose(1, 2), None
-    scores = torch.matmul(query, key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.matmul(query, key.transpose(2, 3)) * (
+        query.shape[-1] ** -0.5 if scaling is None else scaling
+    )
     scores = torch.tanh(scores / softcap) * softcap + attention_mask
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     return torch.matmul(weights, value).transpose(1, 2), None

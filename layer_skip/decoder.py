@@ -26,12 +26,12 @@ class LayeredDecoder:
         UnsupportedModelError: the model has no row, or its parts are not where the row says.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.family = family_of(model)
         self.config: Any = model.config
         try:
             base = attrgetter(self.family.base)(model)
-            self._embed: nn.Module = getattr(base, self.family.embed)
+            self._embed: Any = getattr(base, self.family.embed)
             self._norm: nn.Module | None = getattr(base, self.family.norm)
             self._head: nn.Module = model.get_output_embeddings()
             layers: Iterable[nn.Module] = getattr(base, self.family.layers)
@@ -41,7 +41,9 @@ class LayeredDecoder:
                 f"{type(model).__name__} calls itself {self.family.model_type!r} but lacks a part: {error}"
             ) from error
         self._rotary: Any = getattr(base, self.family.rotary) if self.family.rotary else None
-        self._positions = getattr(base, self.family.position_embedding) if self.family.position_embedding else None
+        self._positions = (
+            getattr(base, self.family.position_embedding) if self.family.position_embedding else None
+        )
         self._project_in: nn.Module | None = getattr(base, "project_in", None)
         self._project_out: nn.Module | None = getattr(base, "project_out", None)
         self._softcap: float | None = getattr(self.config, self.family.logit_softcap or "", None)
@@ -64,7 +66,7 @@ class LayeredDecoder:
 
     @property
     def has_learned_positions(self) -> bool:
-        """Whether a position past `max_positions` does not exist at all, rather than being merely untrained."""
+        """Whether a position past `max_positions` does not exist at all, rather than being untrained."""
         return self._positions is not None
 
     @property
@@ -80,8 +82,10 @@ class LayeredDecoder:
 
     def products(self) -> Iterator[nn.Module]:
         """The modules whose matrix products decide a token: those of the first layer, and the head."""
-        yield from (m for m in self._layers[0].modules() if getattr(m, "weight", None) is not None and m.weight.dim() == 2)
-        yield self._head
+        for module in (*self._layers[0].modules(), self._head):
+            weight: Any = getattr(module, "weight", None)
+            if weight is not None and weight.dim() == 2:
+                yield module
 
     def span(self, positions: Tensor, key_length: int, start: int | None) -> Span:
         """Rotary angles and masks for tokens at `positions` [B, m] over `key_length` cache slots."""
@@ -89,7 +93,9 @@ class LayeredDecoder:
         if self._rotary is not None:
             like = torch.empty(0, dtype=self.dtype, device=positions.device)
             rope = self._rotary(like, positions)
-        masks = {window: causal_mask(positions, key_length, window, self.dtype) for window in set(self._windows)}
+        masks = {
+            window: causal_mask(positions, key_length, window, self.dtype) for window in set(self._windows)
+        }
         return Span(positions=positions, rope=rope, masks=masks, start=start)
 
     def embed(self, tokens: Tensor, span: Span) -> Tensor:
@@ -98,7 +104,7 @@ class LayeredDecoder:
         if self._project_in is not None:
             hidden = self._project_in(hidden)
         if self._positions is not None:
-            # The table is read as a plain embedding: OPT's own module would derive positions from a padding mask.
+            # Read as a plain embedding: OPT's own module would derive positions from a padding mask.
             # Spare columns may stand past its end; what they compute is never read.
             rows = (span.positions + self.family.position_offset).clamp(max=len(self._positions.weight) - 1)
             hidden = hidden + nn.functional.embedding(rows, self._positions.weight)
@@ -154,5 +160,7 @@ def _layer_windows(config: Any, n_layers: int) -> list[int | None]:
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * n_layers
     unknown = set(kinds) - {"full_attention", "sliding_attention"}
     if unknown:
-        raise UnsupportedModelError(f"layers of kind {sorted(unknown)} are not supported yet (full or sliding attention only)")
+        raise UnsupportedModelError(
+            f"layers of kind {sorted(unknown)} are not supported yet (full or sliding attention only)"
+        )
     return [window if kind == "sliding_attention" else None for kind in kinds[:n_layers]]

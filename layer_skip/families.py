@@ -77,10 +77,16 @@ def family_of(model: nn.Module) -> Family:
     """
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(config, "model_type"):
-        raise UnsupportedModelError(f"{type(model).__name__} is not a Hugging Face model: it has no config.model_type")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not a Hugging Face model: it has no config.model_type"
+        )
     if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder; only decoder-only models exit early")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is an encoder-decoder; only decoder-only models exit early"
+        )
     if config.model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise UnsupportedModelError(f"no row for model_type={config.model_type!r} in layer_skip/families.py; known: {known}")
+        raise UnsupportedModelError(
+            f"no row for model_type={config.model_type!r} in layer_skip/families.py; known: {known}"
+        )
     return FAMILIES[config.model_type]

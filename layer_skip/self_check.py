@@ -9,7 +9,7 @@ from layer_skip.decoder import LayeredDecoder
 from layer_skip.families import UnsupportedModelError
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest difference of logits, relative to the largest logit: rounding is far below, a missing part far above."""
+"""Largest difference of logits, relative to the largest logit: rounding is far below, a lost part above."""
 _LENGTHS = (9, 6)
 
 

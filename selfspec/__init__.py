@@ -1,7 +1,7 @@
 """selfspec: self-speculative early exit. One line makes an existing Hugging Face model generate faster.
 
-    model = selfspec.wrap(model)
-    model.generate(**inputs, max_new_tokens=256)
+model = selfspec.wrap(model)
+model.generate(**inputs, max_new_tokens=256)
 """
 
 from layer_skip.families import UnsupportedModelError

@@ -53,7 +53,7 @@ def accept_rejection(
     accepted = leading(uniforms * q_of_draft < p_of_draft, drafted)
     rows = torch.arange(len(draft), device=draft.device)
     target = p[rows, accepted]
-    # After a full acceptance nothing was rejected, so nothing is subtracted: the bonus token is from p itself.
+    # After a full acceptance nothing is subtracted: the bonus token is drawn from p itself.
     rejected = accepted < drafted
     padded_q = torch.cat([q, torch.zeros_like(p[:, :1])], dim=1)
     residual = (target - padded_q[rows, accepted] * rejected[:, None]).clamp(min=0)

@@ -1,6 +1,5 @@
 """The one KV cache: preallocated, shared by draft and verification, rolled back by a length per row."""
 
-import torch
 from torch import Tensor
 
 from layer_skip.span import Span

@@ -2,31 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.span import Span
 from selfspec.cache import KVCache
-from selfspec.drafting.protocol import Drafter
 from selfspec.modes import Mode
 from selfspec.pacing import Pacer
 from selfspec.processing import Processors
+from selfspec.round import Draft, Round
 from selfspec.rows import RoundEvent, Rows
 from selfspec.shapes import ShapePlan
 from selfspec.stats import Stats
 
 
-@dataclass(frozen=True)
-class Round:
-    """The shape of one round, fixed before it starts."""
+class Drafter(Protocol):
+    """A draft strategy (`selfspec.drafting` has one file for each)."""
 
-    length: int
-    """K of this round."""
-    span: Span
-    """Positions from the last committed token on: K+1 of them, and spare ones that pad the passes."""
-    step_width: int
-    """Columns of a draft step: one real, the others padding."""
+    def draft(self, call: "Call", round_: Round) -> Draft:
+        """Draft up to `round_.length` tokens for every active row of `call`."""
 
 
 @dataclass

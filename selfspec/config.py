@@ -62,8 +62,8 @@ class SpeculationConfig:
         """Raise ConfigError if the exit layer is not below the model's last layer."""
         if self.exit_layer != "auto" and self.exit_layer >= n_layers:
             raise ConfigError(
-                f"exit_layer={self.exit_layer}: this model has {n_layers} layers, allowed are 1 to {n_layers - 1}"
-                f" or 'auto'"
+                f"exit_layer={self.exit_layer}: this model has {n_layers} layers, "
+                f"allowed are 1 to {n_layers - 1} or 'auto'"
             )
 
 

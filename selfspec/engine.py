@@ -5,8 +5,8 @@ import time
 import torch
 from torch import Tensor
 
-from selfspec.call import Call, Round
-from selfspec.drafting.protocol import Draft
+from selfspec.call import Call
+from selfspec.round import Draft, Round
 from selfspec.rows import RoundEvent
 
 PREFILL_CHUNK = 512
@@ -15,7 +15,7 @@ PREFILL_CHUNK = 512
 
 @torch.inference_mode()
 def speculate(call: Call) -> None:
-    """Generate until every row is finished (the loop of LayerSkip, Elhoushi et al. 2024, figure 5, for batches)."""
+    """Generate until every row is finished: self-speculative decoding (Elhoushi et al. 2024, section 4.3)."""
     prefill(call)
     while call.rows.active:
         began = time.perf_counter()
@@ -47,7 +47,7 @@ def prefill(call: Call) -> None:
 
 
 def verify(call: Call, draft: Draft, round_: Round) -> Tensor:
-    """The target's processed scores [B, K+1, V] for the drafted tokens: layers [exact_layers, L) in one pass."""
+    """The target's processed scores [B, K+1, V]: layers [exact_layers, L) on the draft in one pass."""
     count = draft.hidden.shape[1]
     width = call.shapes.width(len(draft.hidden), count)
     span = round_.span.narrow(0, width)

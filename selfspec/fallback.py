@@ -56,7 +56,9 @@ _WHOLE_BATCH = (
     "EncoderRepetitionPenaltyLogitsProcessor",
     "EncoderNoRepeatNGramLogitsProcessor",
 )
-_WHOLE_BATCH_TYPES = tuple(getattr(logits_process, name) for name in _WHOLE_BATCH if hasattr(logits_process, name))
+_WHOLE_BATCH_TYPES = tuple(
+    getattr(logits_process, name) for name in _WHOLE_BATCH if hasattr(logits_process, name)
+)
 
 _EXPECTED_MODEL_ARGUMENTS = frozenset(
     ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position")
@@ -94,7 +96,9 @@ def check_mask_shape(prompts: torch.Tensor | None, mask: torch.Tensor | None) ->
         raise ValueError(f"attention_mask has shape {list(mask.shape)}, the prompts {list(prompts.shape)}")
 
 
-def check_prompts(prompts: torch.Tensor, mask: torch.Tensor | None, vocab_size: int, max_positions: int | None) -> None:
+def check_prompts(
+    prompts: torch.Tensor, mask: torch.Tensor | None, vocab_size: int, max_positions: int | None
+) -> None:
     """Refuse prompts that no decoding can serve.
 
     Args:
@@ -110,10 +114,13 @@ def check_prompts(prompts: torch.Tensor, mask: torch.Tensor | None, vocab_size: 
     if bool(out_of_range.any()):
         token = int(prompts[out_of_range][0])
         raise ValueError(
-            f"token id {token} is outside the model's vocabulary of {vocab_size}: is this the model's own tokenizer?"
+            f"token id {token} is outside the model's vocabulary of {vocab_size}: "
+            f"is this the model's own tokenizer?"
         )
     if max_positions is not None and prompts.shape[1] > max_positions:
-        raise ValueError(f"the prompt has {prompts.shape[1]} tokens, the model {max_positions} positions: shorten it")
+        raise ValueError(
+            f"the prompt has {prompts.shape[1]} tokens, the model {max_positions} positions: shorten it"
+        )
     if mask is None:
         return
     check_mask_shape(prompts, mask)

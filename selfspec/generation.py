@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from selfspec.speculation import Speculation
 
 _SPARE_COLUMNS = MAX_DRAFT_LENGTH + 16
-Output = Tensor | GenerateDecoderOnlyOutput
+Output: TypeAlias = Tensor | GenerateDecoderOnlyOutput
 
 
 def decode(
@@ -70,7 +70,7 @@ def decode(
     sequences = rows.output()
     if not generation_config.return_dict_in_generate:
         return sequences
-    return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=_hf_cache(call))  # type: ignore[call-arg]
+    return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=_hf_cache(call))
 
 
 def _rows(

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from selfspec.acceptance import accept_matching, accept_rejection
-from selfspec.drafting.protocol import Draft
+from selfspec.round import Draft
 from selfspec.sampling import gumbel, position_keys, uniform
 
 _NOISE_BUDGET = 1 << 18
-"""Elements of noise made in one go: a few positions ahead, so that small vocabularies are not bound by overhead."""
+"""Elements of noise made in one go: some positions ahead, lest overhead binds small vocabularies."""
 
 
 class Mode(Protocol):
@@ -78,7 +78,9 @@ class Coupled:
         return (scores + self._noise[:, step]).argmax(dim=-1)
 
     def accept(self, draft: Draft, scores: Tensor) -> tuple[Tensor, Tensor]:
-        return accept_matching(draft.tokens, draft.drafted, _argmax(scores + self._noise[:, : scores.shape[1]]))
+        return accept_matching(
+            draft.tokens, draft.drafted, _argmax(scores + self._noise[:, : scores.shape[1]])
+        )
 
     def keep(self, rows: Tensor) -> None:
         self._requests, self._first, self._block = self._requests[rows], self._first[rows], self._block[rows]

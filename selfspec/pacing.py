@@ -4,9 +4,13 @@ A pacer decides from rounds that are over, never from the tokens about to be dra
 text in any acceptance mode.
 """
 
-
+import statistics
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
+
+_REMEMBERED = 16
+"""Rounds that a rate is taken over."""
 
 
 class Pacer(Protocol):
@@ -41,7 +45,7 @@ class PayCheck:
     """
 
     length: int
-    warmup: int = 2
+    warmup: int = 3
     """Plain rounds at the start of a call."""
     trial: int = 6
     """Rounds with K before a verdict."""
@@ -63,29 +67,28 @@ class PayCheck:
         rate.add(tokens, seconds)
         if self._resting:
             self._resting -= 1
-        elif self._drafting.rounds >= self.trial:
-            if self._drafting.tokens_per_second < self.margin * self._plain.tokens_per_second:
-                self._resting = self.rest
-                self.rest *= 2
-                self._drafting = Rate()
+        elif self._drafting.rounds >= self.trial and not self._pays():
+            self._resting = self.rest
+            self.rest *= 2
+            self._drafting = Rate()
+
+    def _pays(self) -> bool:
+        return self._drafting.tokens_per_second >= self.margin * self._plain.tokens_per_second
 
 
 @dataclass
 class Rate:
-    """Tokens per second over the last rounds, exponentially weighted; robust to a single slow round."""
+    """Tokens per second of the last rounds; the median time keeps a single slow round from deciding."""
 
     rounds: int = 0
-    tokens: float = 0.0
-    seconds: float = 0.0
-    decay: float = 0.9
+    _tokens: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
     def add(self, tokens: int, seconds: float) -> None:
         self.rounds += 1
-        self.tokens = self.decay * self.tokens + tokens
-        self.seconds = self.decay * self.seconds + seconds
+        self._tokens.append(tokens)
+        self._seconds.append(seconds)
 
     @property
     def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-
+        return statistics.fmean(self._tokens) / statistics.median(self._seconds) if self._seconds else 0.0

@@ -1,5 +1,6 @@
 """Logits processors over several positions at once, each position seeing exactly its own prefix."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -36,10 +37,11 @@ class Processors:
 
     def __init__(self, processors: Sequence[object]) -> None:
         self._list = LogitsProcessorList(processors)
+        self._rows: dict[int, LogitsProcessorList] = {}
         self.reads_prefix = any(type(processor) not in _PREFIX_FREE for processor in processors)
 
     def __call__(self, logits: Tensor, rows: Rows, offset: int) -> Tensor:
-        """Scores [B, m, V] in float32 for logits [B, m, V] of positions `offset`, `offset` + 1, ... of a round.
+        """Scores [B, m, V] in float32 for logits [B, m, V] of a round's positions `offset`, `offset` + 1, ...
 
         Position 0 predicts the first token after the committed ones. For later positions the drafted tokens
         must stand in the rows' scratch columns (`note`) where a processor reads the prefix.
@@ -54,11 +56,27 @@ class Processors:
         for i, (row, end) in enumerate(zip(rows.active, rows.ends(), strict=True)):
             for j in range(scores.shape[1]):
                 prefix = rows.sequences[row : row + 1, : end + offset + j]
-                out[i, j] = self._list(prefix, scores[i, j][None].clone())[0]
+                out[i, j] = self._of_row(row)(prefix, scores[i, j][None].clone())[0]
         return out
+
+    def _of_row(self, row: int) -> LogitsProcessorList:
+        """The processors as they are for one row of the batch."""
+        if row not in self._rows:
+            self._rows[row] = LogitsProcessorList(_for_row(processor, row) for processor in self._list)
+        return self._rows[row]
 
     def note(self, tokens: Tensor, rows: Rows, offset: int) -> None:
         """Write drafted tokens [B] into the scratch columns, for processors that read the prefix."""
         if self.reads_prefix:
             ends = torch.tensor(rows.ends(), device=tokens.device)
             rows.sequences[rows.active, ends + offset] = tokens
+
+
+def _for_row(processor: object, row: int) -> object:
+    """One row's processor: the repetition penalty knows how far every row of the batch is padded."""
+    lengths = getattr(processor, "prompt_ignore_length", None)
+    if not isinstance(lengths, Tensor):
+        return processor
+    own = copy.copy(processor)
+    own.prompt_ignore_length = lengths[row : row + 1]  # type: ignore[attr-defined]
+    return own

@@ -34,7 +34,7 @@ class Rows:
     eos_tokens: frozenset[int]
     pad_token: int
     criteria: Sequence[Callable[..., Tensor]] = ()
-    """Hugging Face stopping criteria other than length and end-of-sequence, asked after every token of a row."""
+    """Hugging Face stopping criteria other than length and end of sequence, asked after every token."""
     generated: list[int] = field(default_factory=list)
     active: list[int] = field(default_factory=list)
 
@@ -78,10 +78,12 @@ class Rows:
 
     def prompts(self) -> list[list[int]]:
         """The prompts without padding."""
-        return [row[pad : self.prompt_width].tolist() for row, pad in zip(self.sequences, self.pads, strict=True)]
+        return [
+            row[pad : self.prompt_width].tolist() for row, pad in zip(self.sequences, self.pads, strict=True)
+        ]
 
     def append(self, row: int, tokens: list[int]) -> tuple[list[int], bool]:
-        """Commit tokens to `row` up to where it finishes; return what was committed and whether it finished."""
+        """Commit tokens to `row` up to where it finishes; return those and whether it finished."""
         end = self.prompt_width + self.generated[row]
         self.sequences[row, end : end + len(tokens)] = torch.tensor(tokens, device=self.sequences.device)
         for count, token in enumerate(tokens, start=1):
@@ -93,7 +95,7 @@ class Rows:
         return tokens, False
 
     def output(self) -> Tensor:
-        """[B, P + longest] int64: prompts and generated tokens, finished rows filled up with the pad token."""
+        """[B, P + longest] int64: prompts and generated tokens, filled up with the pad token."""
         longest = max(self.generated)
         columns = torch.arange(longest, device=self.sequences.device)
         lengths = torch.tensor(self.generated, device=self.sequences.device)

@@ -55,7 +55,9 @@ def probe(decoder: LayeredDecoder) -> ShapePlan:
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
-    bad_widths, key_quantum = _probe_attention(head_size, groups, decoder.dtype, decoder.device, torch.get_num_threads())
+    bad_widths, key_quantum = _probe_attention(
+        head_size, groups, decoder.dtype, decoder.device, torch.get_num_threads()
+    )
     bad_rows = frozenset().union(*(_bad_row_counts(module) for module in decoder.products()))
     plan = ShapePlan(bad_widths, bad_rows, key_quantum or max(_QUANTA))
     settled = key_quantum is not None and max(bad_widths | bad_rows, default=0) < max(_WIDTHS)
@@ -87,7 +89,9 @@ def _probe_product(
     weight = weight.t().contiguous().t() if transposed else weight
     x = torch.randn(max(_ROW_COUNTS), inputs, generator=generator).to(device, dtype)
     reference = nn.functional.linear(x, weight)
-    return frozenset(n for n in _ROW_COUNTS if not torch.equal(nn.functional.linear(x[:n], weight), reference[:n]))
+    return frozenset(
+        n for n in _ROW_COUNTS if not torch.equal(nn.functional.linear(x[:n], weight), reference[:n])
+    )
 
 
 @lru_cache(maxsize=64)
@@ -100,7 +104,10 @@ def _probe_attention(
     bad = frozenset(
         width
         for width in _WIDTHS
-        if any(not torch.equal(_attend(*s, width, 2048), w[:, :width]) for s, w in zip(samples, wide, strict=True))
+        if any(
+            not torch.equal(_attend(*s, width, 2048), w[:, :width])
+            for s, w in zip(samples, wide, strict=True)
+        )
     )
     width = next((w for w in _WIDTHS if w >= 4 and w not in bad), max(_WIDTHS))
     for quantum in _QUANTA:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from layer_skip.decoder import LayeredDecoder
+from selfspec.call import Drafter
 from selfspec.config import SpeculationConfig
-from selfspec.drafting import Drafter, EarlyExit
+from selfspec.drafting import EarlyExit
 from selfspec.pacing import FixedLength, Pacer, PayCheck
 from selfspec.rows import Rows
 from selfspec.shapes import FASTEST, ShapePlan, probe
@@ -31,7 +32,9 @@ class Speculation:
         """The shapes to compute at, probed once per shape, dtype and device."""
         return probe(decoder) if self.config.deterministic else FASTEST
 
-    def strategy(self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan) -> tuple[Drafter, Pacer, Stats]:
+    def strategy(
+        self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan
+    ) -> tuple[Drafter, Pacer, Stats]:
         """Drafter and pacer of a call, and statistics that say what was chosen and why."""
         config = self.config
         exit_layer, draft_length, reason = config.exit_layer, config.draft_length, "as configured"
@@ -40,8 +43,14 @@ class Speculation:
         if exit_layer == "auto" or draft_length == "auto":
             choice = self._chosen(decoder, rows, shapes)
             exit_layer, draft_length, reason = choice.exit_layer, choice.draft_length, choice.reason
-        pacer = PayCheck(draft_length) if config.draft_length == "auto" and draft_length else FixedLength(draft_length)
-        stats = Stats(exit_layer=exit_layer, draft_length=draft_length, choice=reason, shapes=self._describe(shapes))
+        pacer = (
+            PayCheck(draft_length)
+            if config.draft_length == "auto" and draft_length
+            else FixedLength(draft_length)
+        )
+        stats = Stats(
+            exit_layer=exit_layer, draft_length=draft_length, choice=reason, shapes=self._describe(shapes)
+        )
         return EarlyExit(exit_layer, config.confidence_threshold), pacer, stats
 
     def finish(self, stats: Stats) -> None:
@@ -68,7 +77,8 @@ class Speculation:
             return "not deterministic: rounding may flip a near-tie when settings change"
         if not shapes.exact:
             return "this machine offers no shapes with bit-equal rows: rounding may flip a near-tie"
-        return f"bit-equal rows: at least {shapes.width(1, 1)} query tokens, keys in multiples of {shapes.key_quantum}"
+        width, quantum = shapes.width(1, 1), shapes.key_quantum
+        return f"bit-equal rows: at least {width} query tokens, keys in multiples of {quantum}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}

@@ -64,7 +64,7 @@ def is_wrapped(model: torch.nn.Module) -> bool:
 
 
 class SpeculativeGenerate:
-    """The generate of one wrapped instance; an object rather than a closure, so that copies and pickles follow it."""
+    """The generate of one wrapped instance; an object, so that copies and pickles follow it."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
@@ -85,7 +85,7 @@ class SpeculativeGenerate:
             check_arguments(keywords)
             prompts = keywords.get("input_ids") if inputs is None else inputs
             check_mask_shape(prompts, keywords.get("attention_mask"))
-            # The streamer stays here: generate() would put the prompt into it before anything is known to fit.
+            # The streamer stays here: generate() would put the prompt into it before the request is checked.
             method = functools.partial(decode, model.speculation, streamer=streamer, on_round=on_round)
             return own_generate(inputs, *arguments, custom_generate=method, **keywords)
         except NotSpeculatedError as error:
@@ -124,7 +124,15 @@ def generate(
     streamer = callers_streamer()
     try:
         # generate() has put the prompt into the streamer already.
-        return decode(speculation, model, input_ids, streamer=streamer, prompt_streamed=True, **request, **model_arguments)
+        return decode(
+            speculation,
+            model,
+            input_ids,
+            streamer=streamer,
+            prompt_streamed=True,
+            **request,
+            **model_arguments,
+        )
     except NotSpeculatedError as error:
         _warn_or_raise(error, speculation.config.strict)
     # The rows were expanded for beams or return sequences; generate() will do so again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -26,7 +27,8 @@ class TrainingConfig:
     in which the rate falls to zero), `clip_norm`.
     Recipe: `recipe` False is plain training of the same shape on the same data; `max_dropout` is p_max;
     `from_scratch` picks S(t); `e_scale`, `exit_weighting`, `curriculum`, `rotation` shape the exit loss;
-    `distill` in [0, 1] moves the exits' targets towards the last layer's distribution (0: as in the paper).
+    `distill` in [0, 1] moves the exits' targets towards the last layer's distribution (0: as in the paper);
+    `decay_distill` replaces it while the learning rate decays (None: no change).
     House-keeping: `seed`, `threads` (0: torch's choice), `checkpoint_seconds`, `compute_dtype`.
     """
 
@@ -59,6 +61,7 @@ class TrainingConfig:
     curriculum: str = "rotational"
     rotation: int = 4
     distill: float = 0.0
+    decay_distill: float | None = None
     seed: int = 0
     threads: int = 0
     checkpoint_seconds: float = 180.0
@@ -66,6 +69,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values; ValueError names the value and what is allowed."""
+        self._check_kinds()
         self._check_choices()
         self._check_ranges()
         self._check_shape()
@@ -74,6 +78,26 @@ class TrainingConfig:
                 f"max_steps={self.max_steps}, max_seconds={self.max_seconds}; "
                 "allowed: exactly one of them set"
             )
+
+    def _check_kinds(self) -> None:
+        kinds: dict[str, tuple[type, ...]] = {
+            "int": (int,),
+            "float": (int, float),
+            "bool": (bool,),
+            "str": (str,),
+        }
+        words = {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "text"}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kind, _, optional = str(field.type).partition(" | ")
+            if value is None and optional:
+                continue
+            # bool is an int to isinstance: True steps would pass for one.
+            right = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))
+            if not right or (kind == "float" and not math.isfinite(value)):
+                raise ValueError(
+                    f"{field.name}={value!r}; allowed: {words[kind]}{' or None' if optional else ''}"
+                )
 
     def _check_choices(self) -> None:
         allowed = {
@@ -111,9 +135,10 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}={value}; allowed: more than 0")
-        for name in ("max_dropout", "decay_fraction", "distill"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}={getattr(self, name)}; allowed: from 0 to 1")
+        for name in ("max_dropout", "decay_fraction", "distill", "decay_distill"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name}={value}; allowed: from 0 to 1")
         for name in ("e_scale", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}; allowed: 0 or more")

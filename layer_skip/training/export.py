@@ -32,12 +32,17 @@ def export_model(model: Any, tokenizer: Any, folder: Path) -> int:
         pad_token_id=tokenizer.pad_token_id,
     )
     copy.save_pretrained(staging)
+    # Left by from_pretrained: they tell how this process loaded the tokenizer, not how to load it.
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
     tokenizer.save_pretrained(staging)
     folder.mkdir(parents=True, exist_ok=True)
     written = sorted(staging.iterdir(), key=lambda path: path.suffix == ".safetensors")
     for path in written:
         path.replace(folder / path.name)
     staging.rmdir()
+    # safetensors makes its file readable by the owner alone, which a packaged model must not be.
+    (folder / "model.safetensors").chmod(0o644)
     return (folder / "model.safetensors").stat().st_size
 
 

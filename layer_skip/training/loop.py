@@ -76,6 +76,14 @@ class Run:
         return min(1.0, self.seconds / (self.config.max_seconds or 1.0))
 
     @property
+    def distill(self) -> float:
+        """The share of the last layer's distribution in the exits' targets at this point of the run."""
+        decaying = self.progress > 1.0 - self.config.decay_fraction
+        if decaying and self.config.decay_distill is not None:
+            return self.config.decay_distill
+        return self.config.distill
+
+    @property
     def finished(self) -> bool:
         """Whether the configured number of steps or seconds has been spent."""
         if self.config.max_steps is not None:
@@ -94,7 +102,7 @@ class Run:
         weights = exit_weights(self.scales, exits) if config.recipe else {exits[0]: 1.0}
         hiddens = self.forward.hiddens(tokens, exits, keep)
         loss, each = early_exit_loss(
-            hiddens, self.forward.head(), labels.flatten(), [weights[e] for e in exits], config.distill
+            hiddens, self.forward.head(), labels.flatten(), [weights[e] for e in exits], self.distill
         )
         loss.backward()
         self._update_weights()

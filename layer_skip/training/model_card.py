@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,14 +53,23 @@ def _exits_table(scores: Sequence[ExitScore], stdlib: Sequence[ExitScore]) -> st
 def _recipe_text(config: TrainingConfig) -> str:
     if not config.recipe:
         return "None: plain next-token training, the twin that the recipe is compared with."
-    distill = (
-        f", exits distilled towards the last layer with share {config.distill}" if config.distill else ""
-    )
+    distill = f", exits distilled towards the last layer (share {config.distill:g}" if config.distill else ""
+    if distill:
+        decay = config.decay_distill
+        distill += ")" if decay is None else f", {decay:g} while the learning rate decays)"
     return (
         f"LayerSkip (Elhoushi et al. 2024): layer dropout up to {config.max_dropout}, early-exit loss with "
         f"{config.exit_weighting!r} weights, e_scale {config.e_scale}, {config.curriculum} curriculum "
         f"(rotation {config.rotation}){distill}."
     )
+
+
+def _changes(config: TrainingConfig) -> str:
+    """The settings that are not the default, as command-line options."""
+    default = TrainingConfig().as_dict()
+    changed = {name: value for name, value in config.as_dict().items() if value != default[name]}
+    plain = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changed.items()}
+    return "".join(f" --set {name}={value}" for name, value in plain.items())
 
 
 def _long(config: TrainingConfig) -> str:
@@ -93,6 +103,7 @@ first layers can draft for the whole of it.
   {config.seed}.
 - Recipe: {_recipe_text(config)}
 - Settings, held-out files and loss history: `training.json`. Plots: `loss.png`, `exits.png`.
+- The same settings again: `selfspec train --output FOLDER{_changes(config)}`
 
 ## Data
 
@@ -105,10 +116,10 @@ Licences are those that each project states for its Python code.
 
 ## Quality
 
-Held-out text, teacher-forced. Loss in nats per token (perplexity of the whole model:
-{math.exp(last.loss):.1f}). Agreement: how often the exit's first choice is the last layer's. 1 - TV: one minus the total variation
-distance to the last layer's distribution at temperature 0.8, the most that speculative sampling can accept.
-"stdlib" is the standard library's held-out files alone.
+Held-out text, teacher-forced. Loss in nats per token; the perplexity of the whole model is
+{math.exp(last.loss):.1f}. Agreement: how often the exit's first choice is the last layer's. 1 - TV: one minus
+the total variation distance to the last layer's distribution at temperature 0.8, the most that speculative
+sampling can accept. "stdlib": the standard library's held-out files alone.
 
 {_exits_table(result.scores, result.stdlib_scores)}
 

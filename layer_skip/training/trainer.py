@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from layer_skip.training.batches import Batches, encode_files
+from layer_skip.training.checkpoint import CheckpointError
 from layer_skip.training.config import TrainingConfig
 from layer_skip.training.data import STANDARD_LIBRARY, Corpus, gather
 from layer_skip.training.evaluate import ExitScore, score_exits
@@ -104,10 +105,15 @@ def train(
     checkpoint and tokenizer that `resume=True` continues from. `progress` shows a bar. `corpus` replaces the
     text of the standard library and the installed distributions.
 
-    Raises CheckpointError when resuming from a missing, damaged or different run, ValueError when there is
-    too little text, TrainingInterrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
+    Raises CheckpointError when resuming from a missing, damaged or different run and when starting over one,
+    ValueError when there is too little text, TrainingInterrupted (a KeyboardInterrupt) after Ctrl-C, with a
+    checkpoint written.
     """
     folder, work = Path(output_dir), Path(output_dir) / "run"
+    if not resume and (work / CHECKPOINT).exists():
+        raise CheckpointError(
+            f"{work / CHECKPOINT}: a run is there already; resume it, or delete it to start anew"
+        )
     if config.threads:
         torch.set_num_threads(config.threads)
     corpus = corpus or gather(held_out_fraction=config.held_out_fraction)

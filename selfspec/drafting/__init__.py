@@ -1,6 +1,5 @@
-"""Draft strategies, one file each, behind one small protocol."""
+"""Draft strategies, one file each, behind one small protocol: `selfspec.call.Drafter`."""
 
 from selfspec.drafting.early_exit import EarlyExit
-from selfspec.drafting.protocol import Draft, Drafter
 
-__all__ = ["Draft", "Drafter", "EarlyExit"]
+__all__ = ["EarlyExit"]

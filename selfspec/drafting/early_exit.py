@@ -1,16 +1,10 @@
 """Draft with the target's own first layers and its LM head; nothing of it is run again at verification."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from selfspec.drafting.protocol import Draft
-
-if TYPE_CHECKING:
-    from selfspec.call import Call, Round
+from selfspec.call import Call
+from selfspec.round import Draft, Round
 
 
 class EarlyExit:

@@ -37,20 +37,27 @@ class Choice:
 
 @torch.inference_mode()
 def choose(
-    decoder: LayeredDecoder, prompt: Tensor, shapes: ShapePlan, exit_layer: int | None, draft_length: int | None
+    decoder: LayeredDecoder,
+    prompt: Tensor,
+    shapes: ShapePlan,
+    exit_layer: int | None,
+    draft_length: int | None,
 ) -> Choice:
     """The (E, K) with the highest predicted speed on this prompt [T]; a given E or K is kept."""
     choices = exit_choices(decoder, prompt[-CONTEXT:], last=SAMPLES)
     samples = choices.tokens.shape[1]
     # A short prompt says little, so agreement is drawn towards that of an ordinary early layer.
     agreement = [
-        (a * samples + _PRIOR_WEIGHT * _PRIOR_AGREEMENT) / (samples + _PRIOR_WEIGHT) for a in choices.agreement
+        (a * samples + _PRIOR_WEIGHT * _PRIOR_AGREEMENT) / (samples + _PRIOR_WEIGHT)
+        for a in choices.agreement
     ]
     layer, head = time_layer_and_head(decoder, shapes)
     exits = range(1, decoder.n_layers) if exit_layer is None else [exit_layer]
     lengths = range(1, 9) if draft_length is None else [draft_length]
     speed, best_exit, best_length = max(
-        (predicted_speedup(agreement[e - 1], e, k, decoder.n_layers, head / layer), e, k) for e in exits for k in lengths
+        (predicted_speedup(agreement[e - 1], e, k, decoder.n_layers, head / layer), e, k)
+        for e in exits
+        for k in lengths
     )
     reason = (
         f"predicted {speed:.2f}x AR at exit layer {best_exit}, draft length {best_length}: agreement "
@@ -62,7 +69,7 @@ def choose(
 
 
 def predicted_speedup(c: float, exit_layer: int, draft_length: int, n_layers: int, eta: float) -> float:
-    """Speed over AR when each draft token is accepted with chance c given those before it (DESIGN: cost model).
+    """Speed over AR when each draft token is accepted with chance c given those before it.
 
     Args:
         eta: time of the LM head in units of a layer's.
@@ -79,7 +86,9 @@ def time_layer_and_head(decoder: LayeredDecoder, shapes: ShapePlan, repeats: int
     positions = torch.arange(width, device=decoder.device)[None]
     span = decoder.span(positions, cache.capacity, 0)
     hidden = decoder.embed(torch.zeros_like(positions), span)
-    layers = _median_seconds(lambda: decoder.run(hidden, 0, decoder.n_layers, span, cache.window(span)), repeats)
+    layers = _median_seconds(
+        lambda: decoder.run(hidden, 0, decoder.n_layers, span, cache.window(span)), repeats
+    )
     return layers / decoder.n_layers, _median_seconds(lambda: decoder.logits(hidden), repeats)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec.drafting import Draft
+from selfspec.round import Draft
 from selfspec.modes import Coupled, Greedy, Rejection
 from selfspec.sampling import request_keys
 

@@ -59,6 +59,15 @@ def test_recipe_off_is_ordinary_next_token_training(micro):
     run.train_step()
 
 
+def test_distillation_changes_when_the_learning_rate_starts_to_fall(micro):
+    config = dataclasses.replace(micro, max_steps=11, decay_fraction=0.5, distill=0.25, decay_distill=1.0)
+    run = _run(config)
+    shares = []
+    for run.step in range(11):
+        shares.append(run.distill)
+    assert shares == [0.25] * 6 + [1.0] * 5
+
+
 def test_training_lowers_the_loss(micro):
     run = _run(dataclasses.replace(micro, max_steps=40, long_every=0))
     run.batches.stream = torch.arange(2000) % 40 + 2
@@ -91,6 +100,7 @@ def test_train_writes_a_folder_that_loads_offline(micro, tmp_path, corpus):
     assert not [name for name in names if "partial" in name]
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o444 == 0o444
     assert model.dtype == torch.bfloat16 and model.num_parameters() == result.parameters
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert tokenizer.decode(tokenizer("def f(x):\n    return x")["input_ids"]) == "def f(x):\n    return x"
@@ -111,6 +121,8 @@ def test_the_card_names_sources_licences_and_every_exit(micro, tmp_path, corpus)
 
 def test_train_resumes_a_longer_run_from_its_folder(micro, tmp_path, corpus):
     train(micro, tmp_path, progress=False, corpus=corpus)
+    with pytest.raises(CheckpointError, match="a run is there already; resume it"):
+        train(micro, tmp_path, progress=False, corpus=corpus)
     longer = dataclasses.replace(micro, max_steps=8)
     assert train(longer, tmp_path, resume=True, progress=False, corpus=corpus).steps == 8
     with pytest.raises(CheckpointError, match="intermediate_size=64, not 32"):

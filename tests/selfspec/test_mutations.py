@@ -1,0 +1,183 @@
+"""Broken engines do not pass: the checks of the other files, asked about mutations of the rule.
+
+A test of losslessness that cannot fail is worth nothing. Every mutation here is a mistake that is easily made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from checks import LEAST_P, chain_p_values, exact_distribution, own_generate, sampled_texts, texts_of
+from tiny_models import random_prompts, tiny_model
+from torch import Tensor
+
+import selfspec
+from selfspec import acceptance, cache, engine, modes
+from selfspec.round import Draft
+from selfspec.rows import Rows
+from selfspec.sampling import gumbel, position_keys
+
+SETTING = {"exit_layer": 2, "draft_length": 3}
+VOCAB = 11
+PROMPT = torch.tensor([3, 1, 4, 1, 5])
+
+
+def greedy_text_is_the_models_own() -> bool:
+    model = tiny_model("llama")
+    request = {**random_prompts(6, 14, 9), "max_new_tokens": 24}
+    expected = own_generate(model, **request)
+    return all(torch.equal(out, expected) for _, out in texts_of(model, [SETTING], **request))
+
+
+def coupled_text_is_that_of_plain_decoding() -> bool:
+    model = tiny_model("llama")
+    request = {**random_prompts(6, 14, 9), "max_new_tokens": 24, "do_sample": True}
+    (_, plain), (_, speculated) = texts_of(model, [{**SETTING, "draft_length": 0}, SETTING], **request)
+    return torch.equal(plain, speculated)
+
+
+def p_value_of_texts(mode: str) -> float:
+    """The worst of three tokens' p-values against the exact distribution."""
+    model = tiny_model("llama", vocab=VOCAB, num_hidden_layers=3, seed=4)
+    joint = exact_distribution(model, PROMPT, 3)
+    selfspec.wrap(model, exit_layer=2, draft_length=2, acceptance=mode, deterministic=False)
+    return min(chain_p_values(sampled_texts(model, PROMPT, 3, rows=10_000, calls=2), joint))
+
+
+def acceptance_rate() -> float:
+    model = selfspec.wrap(tiny_model("llama"), **SETTING)
+    torch.manual_seed(0)
+    model.generate(**random_prompts(6, 14, 9), max_new_tokens=40, do_sample=True, temperature=1.5)
+    return float(model.speculation.stats.acceptance_rate)
+
+
+def test_the_engine_as_it_is_passes() -> None:
+    assert greedy_text_is_the_models_own()
+    assert coupled_text_is_that_of_plain_decoding()
+    assert p_value_of_texts("coupled") > LEAST_P
+    assert p_value_of_texts("rejection") > LEAST_P
+
+
+def test_accepting_always_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptance, "leading", lambda stands, drafted: drafted)
+    assert not greedy_text_is_the_models_own()
+    assert not coupled_text_is_that_of_plain_decoding()
+    assert p_value_of_texts("rejection") < LEAST_P
+
+
+def test_a_count_of_accepted_tokens_that_is_one_too_large_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    leading = acceptance.leading
+    monkeypatch.setattr(acceptance, "leading", lambda s, drafted: (leading(s, drafted) + 1).minimum(drafted))
+    assert not greedy_text_is_the_models_own()
+    assert not coupled_text_is_that_of_plain_decoding()
+    assert p_value_of_texts("rejection") < LEAST_P
+
+
+def test_a_count_of_accepted_tokens_that_is_one_too_small_is_noticed_under_rejection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leading = acceptance.leading
+    monkeypatch.setattr(acceptance, "leading", lambda s, drafted: (leading(s, drafted) - 1).clamp(min=0))
+    assert greedy_text_is_the_models_own()  # the target's own choices, only fewer of them a round
+    assert p_value_of_texts("rejection") < LEAST_P
+
+
+def test_a_residual_that_is_not_subtracted_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(draft: Tensor, drafted: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, noise: Tensor) -> Any:
+        accepted, committed = acceptance.accept_rejection(draft, drafted, q, p, uniforms, noise)
+        rows = torch.arange(len(draft))
+        committed[rows, accepted] = (p[rows, accepted].log() + noise).argmax(dim=-1)
+        return accepted, committed
+
+    monkeypatch.setattr(modes, "accept_rejection", broken)
+    assert p_value_of_texts("rejection") < LEAST_P
+
+
+def test_noise_that_is_used_at_two_positions_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def halved(seed: int, requests: Tensor, positions: Tensor, stream: int = 0) -> Tensor:
+        return position_keys(seed, requests, positions // 2, stream)
+
+    monkeypatch.setattr(modes, "position_keys", halved)
+    assert coupled_text_is_that_of_plain_decoding()  # equal, and equally wrong
+    assert p_value_of_texts("coupled") < LEAST_P
+
+
+def test_the_drafts_noise_used_again_for_the_token_after_it_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_stream(seed: int, requests: Tensor, positions: Tensor, stream: int = 0) -> Tensor:
+        return position_keys(seed, requests, positions, 0)
+
+    monkeypatch.setattr(modes, "position_keys", one_stream)
+    assert p_value_of_texts("rejection") < LEAST_P
+
+
+def test_noise_that_all_rows_share_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shared(seed: int, requests: Tensor, positions: Tensor, stream: int = 0) -> Tensor:
+        return position_keys(seed, requests[:1].expand(len(requests)), positions, stream)
+
+    monkeypatch.setattr(modes, "position_keys", shared)
+    assert p_value_of_texts("coupled") < LEAST_P
+    assert p_value_of_texts("rejection") < LEAST_P
+
+
+def test_a_draft_with_noise_of_its_own_is_still_exact_but_accepted_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_shared_noise = acceptance_rate()
+
+    def choose(self: Any, scores: Tensor, step: int) -> Tensor:
+        own = gumbel(position_keys(99, self._requests, torch.full((len(scores), 1), step)), self._vocab)
+        return (scores + own[:, 0]).argmax(dim=-1)
+
+    monkeypatch.setattr(modes.Coupled, "choose", choose)
+    assert coupled_text_is_that_of_plain_decoding()
+    assert p_value_of_texts("coupled") > LEAST_P
+    assert acceptance_rate() < with_shared_noise - 0.02
+
+
+def test_late_layers_fed_with_the_wrong_hidden_state_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    verify = engine.verify
+
+    def shifted(call: Any, draft: Draft, round_: Any) -> Tensor:
+        hidden = draft.hidden.clone()
+        hidden[:, 1:] = draft.hidden[:, :-1]
+        return verify(call, dataclasses.replace(draft, hidden=hidden), round_)
+
+    monkeypatch.setattr(engine, "verify", shifted)
+    assert not greedy_text_is_the_models_own()
+
+
+def test_late_layers_that_keep_the_wrong_key_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scores of the round are right; only what later rounds will read is not."""
+    update = cache.CacheWindow.update
+
+    def stale(self: Any, key: Tensor, value: Tensor, layer_idx: int, *rest: Any) -> tuple[Tensor, Tensor]:
+        keys, values = update(self, key, value, layer_idx, *rest)
+        seen = keys.clone(), values.clone()
+        if layer_idx == 3 and 1 < key.shape[2] < 6:
+            update(self, key.roll(1, dims=2), value, layer_idx, *rest)
+        return seen
+
+    monkeypatch.setattr(cache.CacheWindow, "update", stale)
+    assert not greedy_text_is_the_models_own()
+
+
+def test_a_forgotten_rollback_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = Rows.cached
+
+    def never_back(self: Rows) -> list[int]:
+        return [n + min(generated, 2) for n, generated in zip(cached.fget(self), self.generated, strict=False)]
+
+    monkeypatch.setattr(Rows, "cached", property(never_back))
+    assert not greedy_text_is_the_models_own()
+
+
+def test_cache_rows_that_are_not_dropped_with_their_texts_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = cache.KVCache.keep
+    monkeypatch.setattr(cache.KVCache, "keep", lambda self, rows: keep(self, torch.arange(len(rows))))
+    model = tiny_model("llama")
+    request = {**random_prompts(6, 14, 9), "max_new_tokens": 24}
+    first_to_end = own_generate(model, **request)[0, -22]
+    request["eos_token_id"] = int(first_to_end)
+    expected = own_generate(model, **request)
+    assert all(not torch.equal(out, expected) for _, out in texts_of(model, [SETTING], **request))
