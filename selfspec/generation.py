@@ -66,7 +66,7 @@ def decode(
     if streamer is not None:
         streamer.end()
     call.stats.calls, call.stats.seconds = 1, time.perf_counter() - began
-    speculation.finish(call.stats)
+    speculation.finish(call.stats, bool(generation_config.do_sample))
     sequences = rows.output()
     if not generation_config.return_dict_in_generate:
         return sequences
@@ -115,7 +115,7 @@ def _call(
 ) -> Call:
     shapes = speculation.shapes(decoder)
     slots = rows.sequences.shape[1]
-    drafter, pacer, stats = speculation.strategy(decoder, rows, shapes)
+    drafter, pacer, stats = speculation.strategy(decoder, rows, shapes, bool(config.do_sample))
     return Call(
         decoder=decoder,
         cache=KVCache(len(rows.active), decoder.n_layers, shapes.key_length(min(slots, 4096))),

@@ -47,11 +47,13 @@ class PayCheck:
     length: int
     warmup: int = 3
     """Plain rounds at the start of a call."""
-    trial: int = 6
-    """Rounds with K before a verdict."""
+    trial: int = 8
+    """Rounds with K before the first verdict."""
+    retrial: int = 4
+    """Rounds with K before a verdict after a rest."""
     margin: float = 0.97
     """Drafting goes on while it reaches this share of the plain speed: timings are noisy."""
-    rest: int = 48
+    rest: int = 24
     """Plain rounds before drafting is tried again, doubled after every failure."""
     _plain: "Rate" = field(default_factory=lambda: Rate())
     _drafting: "Rate" = field(default_factory=lambda: Rate())
@@ -70,6 +72,7 @@ class PayCheck:
         elif self._drafting.rounds >= self.trial and not self._pays():
             self._resting = self.rest
             self.rest *= 2
+            self.trial = self.retrial
             self._drafting = Rate()
 
     def _pays(self) -> bool:

@@ -13,7 +13,7 @@ from selfspec.pacing import FixedLength, Pacer, PayCheck
 from selfspec.rows import Rows
 from selfspec.shapes import FASTEST, ShapePlan, probe
 from selfspec.stats import Stats
-from selfspec.tuning.first_call import Choice, choose
+from selfspec.tuning.first_call import Choice, Measurement, best, measure
 
 
 class Speculation:
@@ -25,7 +25,9 @@ class Speculation:
         """Of the last call."""
         self.total = Stats()
         """Summed over all calls."""
-        self._choice: Choice | None = None
+        self._measurement: Measurement | None = None
+        self._seen: dict[bool, dict[int, tuple[int, int]]] = {False: {}, True: {}}
+        """Draft tokens accepted and looked at by exit layer, of greedy and of sampled calls."""
         self._lock = threading.Lock()
 
     def shapes(self, decoder: LayeredDecoder) -> ShapePlan:
@@ -33,7 +35,7 @@ class Speculation:
         return probe(decoder) if self.config.deterministic else FASTEST
 
     def strategy(
-        self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan
+        self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan, sampled: bool
     ) -> tuple[Drafter, Pacer, Stats]:
         """Drafter and pacer of a call, and statistics that say what was chosen and why."""
         config = self.config
@@ -41,7 +43,7 @@ class Speculation:
         if draft_length == 0:
             exit_layer = 1 if exit_layer == "auto" else exit_layer
         if exit_layer == "auto" or draft_length == "auto":
-            choice = self._chosen(decoder, rows, shapes)
+            choice = self._chosen(decoder, rows, shapes, sampled)
             exit_layer, draft_length, reason = choice.exit_layer, choice.draft_length, choice.reason
         pacer = (
             PayCheck(draft_length)
@@ -53,24 +55,30 @@ class Speculation:
         )
         return EarlyExit(exit_layer, config.confidence_threshold), pacer, stats
 
-    def finish(self, stats: Stats) -> None:
+    def finish(self, stats: Stats, sampled: bool) -> None:
         """Take up the statistics of a call that ended."""
         with self._lock:
             self.stats = stats
             self.total.add(stats)
+            tallies = self._seen[sampled]
+            accepted, tested = tallies.get(stats.exit_layer or 1, (0, 0))
+            tallies[stats.exit_layer or 1] = (
+                accepted + stats.accepted,
+                tested + stats.accepted + stats.rejected,
+            )
 
-    def _chosen(self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan) -> Choice:
+    def _chosen(self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan, sampled: bool) -> Choice:
+        config = self.config
         with self._lock:
-            if self._choice is None:
-                longest = max(rows.prompts(), key=len)
-                self._choice = choose(
-                    decoder,
-                    torch.tensor(longest, device=decoder.device),
-                    shapes,
-                    None if self.config.exit_layer == "auto" else self.config.exit_layer,
-                    None if self.config.draft_length == "auto" else self.config.draft_length,
-                )
-            return self._choice
+            if self._measurement is None:
+                longest = torch.tensor(max(rows.prompts(), key=len), device=decoder.device)
+                self._measurement = measure(decoder, longest, shapes)
+            return best(
+                self._measurement,
+                None if config.exit_layer == "auto" else config.exit_layer,
+                None if config.draft_length == "auto" else config.draft_length,
+                self._seen[sampled],
+            )
 
     def _describe(self, shapes: ShapePlan) -> str:
         if not self.config.deterministic:

@@ -14,6 +14,8 @@ class Stats:
     """Rounds summed over the rows that took part."""
     drafted: int = 0
     accepted: int = 0
+    rejected: int = 0
+    """Draft tokens that the target replaced: at most one a round and row; those after it do not count."""
     tokens: int = 0
     """Tokens generated, over all rows."""
     seconds: float = 0.0
@@ -48,6 +50,7 @@ class Stats:
         self.row_rounds += 1
         self.drafted += drafted
         self.accepted += accepted
+        self.rejected += accepted < min(drafted, committed)
         self.tokens += committed
 
     def add(self, other: "Stats") -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from layer_skip.decoder import LayeredDecoder
+from layer_skip.families import UnsupportedModelError
 from layer_skip.self_check import check_decoder
 from selfspec.config import SpeculationConfig
 from selfspec.fallback import NotSpeculatedError, check_arguments, check_mask_shape
@@ -35,6 +36,8 @@ def wrap(model: Model, **settings: Any) -> Model:
         UnsupportedModelError: a model that cannot be taken apart; the message says why.
     """
     config = SpeculationConfig.of(**settings)
+    if "generate" in vars(model) and not is_wrapped(model):
+        raise UnsupportedModelError(f"this {type(model).__name__} has a generate of its own on the instance")
     decoder = LayeredDecoder(model)
     config.check_model(decoder.n_layers)
     check_decoder(model, decoder)

@@ -13,7 +13,7 @@ from selfspec.cli import options
 from selfspec.cli.errors import UserError
 
 if TYPE_CHECKING:
-    from layer_skip.training import TrainingConfig, TrainingResult
+    from layer_skip.training import TrainingResult
 
 
 def command(
@@ -49,22 +49,13 @@ def command(
         values |= {"max_steps": None, "max_seconds": 60 * minutes}
     if threads is not None:
         values["threads"] = threads
-    from layer_skip.training import train
+    from layer_skip.training import TrainingConfig, train
 
-    result = train(_settings(values), output, resume=resume, progress=not as_json)
+    result = train(TrainingConfig.from_dict(values), output, resume=resume, progress=not as_json)
     if as_json:
         print(json.dumps({**asdict(result), "folder": str(result.folder)}, indent=2))
     else:
         _print(result)
-
-
-def _settings(values: dict[str, Any]) -> TrainingConfig:
-    from layer_skip.training import TrainingConfig
-
-    try:
-        return TrainingConfig.from_dict(values)
-    except TypeError as error:
-        raise UserError(f"a setting has a value of the wrong kind: {error}") from error
 
 
 def _from_file(path: Path | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ The cost model of Leviathan et al. 2022 (theorem 3.8) with the engine's own part
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,23 @@ SAMPLES = 64
 """Positions at which the exits are read."""
 LEAST_GAIN = 1.03
 """Predicted speedups below this are not worth the risk."""
+LONGEST = 8
+"""Longest draft that is considered."""
 _PRIOR_WEIGHT, _PRIOR_AGREEMENT = 4.0, 0.3
+_HIGHEST = 0.99
+_NOTHING: dict[int, tuple[int, int]] = {}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the first prompt and a few timed passes say about a model."""
+
+    agreement: tuple[float, ...]
+    """Chance that each exit's token is the full model's, [L]."""
+    samples: int
+    """Positions that the agreement was counted on."""
+    eta: float
+    """Time of the exit head in units of a layer's."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,67 @@ class Choice:
 
 
 @torch.inference_mode()
+def measure(decoder: LayeredDecoder, prompt: Tensor, shapes: ShapePlan) -> Measurement:
+    """Read every exit along a prompt [T] and time a layer and the head."""
+    choices = exit_choices(decoder, prompt[-CONTEXT:], last=SAMPLES)
+    samples = choices.tokens.shape[1]
+    # A short prompt says little, so agreement is drawn towards that of an ordinary early layer.
+    agreement = tuple(
+        (a * samples + _PRIOR_WEIGHT * _PRIOR_AGREEMENT) / (samples + _PRIOR_WEIGHT)
+        for a in choices.agreement
+    )
+    layer, head = time_layer_and_head(decoder, shapes)
+    return Measurement(agreement, samples, head / layer)
+
+
+Tallies = Mapping[int, tuple[int, int]]
+"""Exit layer -> (draft tokens accepted, draft tokens that the target looked at)."""
+
+
+def best(
+    measured: Measurement,
+    exit_layer: int | None = None,
+    draft_length: int | None = None,
+    seen: Tallies = _NOTHING,
+) -> Choice:
+    """The (E, K) with the highest predicted speed; a given E or K is kept. `seen` tells of earlier calls."""
+    n_layers = len(measured.agreement)
+    tested = sum(count for _, count in seen.values())
+    chances = _acceptance(measured, seen)
+    exits = range(1, n_layers) if exit_layer is None else [exit_layer]
+    lengths = range(1, LONGEST + 1) if draft_length is None else [draft_length]
+    speed, best_exit, best_length = max(
+        (predicted_speedup(chances[e - 1], e, k, n_layers, measured.eta), e, k)
+        for e in exits
+        for k in lengths
+    )
+    reason = (
+        f"predicted {speed:.2f}x AR at exit layer {best_exit}, draft length {best_length}: acceptance "
+        f"{chances[best_exit - 1]:.2f} from {measured.samples} prompt positions and {tested} draft tokens, "
+        f"head = {measured.eta:.2f} layers"
+    )
+    if draft_length is None and speed < LEAST_GAIN:
+        return Choice(best_exit, 0, f"no exit pays ({reason})")
+    return Choice(best_exit, best_length, reason)
+
+
+def _acceptance(measured: Measurement, seen: Tallies) -> list[float]:
+    """Chance of acceptance at every exit [L]: what the prompt said, and what drafting has seen since.
+
+    Generated text is easier than a prompt; an exit that has not been tried is taken to gain as much as those
+    that have.
+    """
+    misses = [1 - a for a in measured.agreement]
+    expected = sum(misses[e - 1] * count for e, (_, count) in seen.items())
+    found = sum(count - accepted for accepted, count in seen.values())
+    weight = measured.samples
+    easier = (found + weight * misses[0]) / (expected + weight * misses[0])
+    chances = [1 - miss * easier for miss in misses]
+    for e, (accepted, count) in seen.items():
+        chances[e - 1] = (chances[e - 1] * weight + accepted) / (weight + count)
+    return [min(chance, _HIGHEST) for chance in chances]
+
+
 def choose(
     decoder: LayeredDecoder,
     prompt: Tensor,
@@ -43,29 +120,8 @@ def choose(
     exit_layer: int | None,
     draft_length: int | None,
 ) -> Choice:
-    """The (E, K) with the highest predicted speed on this prompt [T]; a given E or K is kept."""
-    choices = exit_choices(decoder, prompt[-CONTEXT:], last=SAMPLES)
-    samples = choices.tokens.shape[1]
-    # A short prompt says little, so agreement is drawn towards that of an ordinary early layer.
-    agreement = [
-        (a * samples + _PRIOR_WEIGHT * _PRIOR_AGREEMENT) / (samples + _PRIOR_WEIGHT)
-        for a in choices.agreement
-    ]
-    layer, head = time_layer_and_head(decoder, shapes)
-    exits = range(1, decoder.n_layers) if exit_layer is None else [exit_layer]
-    lengths = range(1, 9) if draft_length is None else [draft_length]
-    speed, best_exit, best_length = max(
-        (predicted_speedup(agreement[e - 1], e, k, decoder.n_layers, head / layer), e, k)
-        for e in exits
-        for k in lengths
-    )
-    reason = (
-        f"predicted {speed:.2f}x AR at exit layer {best_exit}, draft length {best_length}: agreement "
-        f"{agreement[best_exit - 1]:.2f} on {samples} positions, head = {head / layer:.2f} layers"
-    )
-    if draft_length is None and speed < LEAST_GAIN:
-        return Choice(best_exit, 0, f"no exit pays ({reason})")
-    return Choice(best_exit, best_length, reason)
+    """`best` on a fresh measurement."""
+    return best(measure(decoder, prompt, shapes), exit_layer, draft_length)
 
 
 def predicted_speedup(c: float, exit_layer: int, draft_length: int, n_layers: int, eta: float) -> float:

@@ -35,6 +35,25 @@ def test_a_row_of_a_round_counts_once() -> None:
     assert (stats.row_rounds, stats.drafted, stats.accepted, stats.tokens) == (2, 6, 2, 4)
 
 
+@pytest.mark.parametrize(
+    ("drafted", "accepted", "committed", "rejected"),
+    [
+        (3, 3, 4, 0),  # all stand, and a bonus token
+        (3, 1, 2, 1),  # one stands, the second is replaced, the third was not looked at
+        (3, 0, 1, 1),
+        (0, 0, 1, 0),  # a plain round
+        (3, 2, 2, 0),  # the second was the end of the text: nothing was replaced
+        (3, 3, 3, 0),  # all stand, but the bonus token is past the end
+    ],
+)
+def test_a_rejected_token_is_one_that_was_replaced(
+    drafted: int, accepted: int, committed: int, rejected: int
+) -> None:
+    stats = Stats()
+    stats.count_row(drafted, accepted, committed)
+    assert stats.rejected == rejected
+
+
 def test_statistics_go_to_json_and_read_as_a_line() -> None:
     stats = Stats(rounds=3, row_rounds=3, drafted=9, accepted=6, tokens=9, seconds=1.5)
     values = json.loads(json.dumps(stats.as_dict()))

@@ -16,7 +16,7 @@ ROUNDING = 0.02
 
 
 class Rounding:
-    """A model of four tokens whose logits depend on the last token alone, and a little on how they are computed.
+    """A model of four tokens: logits depend on the last token alone, and a little on how they are computed.
 
     After NEAR, token 3 leads token 0 by less than the rounding; after every other token by much more.
     """

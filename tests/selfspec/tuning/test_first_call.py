@@ -12,7 +12,7 @@ from layer_skip.decoder import LayeredDecoder
 from layer_skip.exits import ExitChoices
 from selfspec.shapes import FASTEST
 from selfspec.tuning import first_call
-from selfspec.tuning.first_call import choose, predicted_speedup, time_layer_and_head
+from selfspec.tuning.first_call import Measurement, best, choose, predicted_speedup, time_layer_and_head
 
 SAMPLES = 64
 
@@ -20,7 +20,7 @@ SAMPLES = 64
 @pytest.mark.parametrize(
     ("c", "exit_layer", "draft_length", "n_layers", "eta", "expected"),
     [
-        # 2 + 1/2 tokens... a round with K = 1 commits 1 + c tokens and runs E + L layers and 2 heads.
+        # A round with K = 1 commits 1 + c tokens and runs E + L layers and 2 heads.
         (1.0, 2, 1, 8, 1.0, 2 * 9 / (2 + 8 + 2)),
         (0.5, 2, 1, 8, 1.0, 1.5 * 9 / 12),
         (0.0, 2, 3, 8, 1.0, 1 * 9 / (6 + 8 + 4)),
@@ -82,7 +82,7 @@ def test_the_choice_is_the_fastest_exit_and_length(measured: Any, agreements: li
     assert (choice.exit_layer, choice.draft_length) == best_by_hand(rounded, eta)
     assert f"exit layer {choice.exit_layer}, draft length {choice.draft_length}" in choice.reason
     assert "predicted" in choice.reason
-    assert "64 positions" in choice.reason
+    assert "64 prompt positions" in choice.reason
 
 
 def test_where_no_exit_pays_nothing_is_drafted_and_the_reason_says_so(measured: Any) -> None:
@@ -118,3 +118,23 @@ def test_on_a_real_model_the_choice_is_possible_and_timings_are_seconds(family: 
         choice = choose(decoder, random_prompts(length)["input_ids"][0], FASTEST, None, None)
         assert 1 <= choice.exit_layer < decoder.n_layers
         assert 0 <= choice.draft_length <= 8
+
+
+def test_acceptance_that_was_seen_counts_beside_the_prompt() -> None:
+    """At exit 2 the prompt says 0.5 on 60 positions; 60 draft tokens of which 48 stood make that 0.65."""
+    measured = Measurement((0.2, 0.5, 0.6, 1.0), 60, 0.2)
+    choice = best(measured, 2, 3, accepted=48, tested=60, tested_exit=2)
+    assert (choice.exit_layer, choice.draft_length) == (2, 3)
+    expected = predicted_speedup(1 - 0.5 * (0.35 / 0.5), 2, 3, 4, 0.2)
+    assert f"predicted {expected:.2f}x" in choice.reason
+    assert "acceptance 0.65 from 60 prompt positions and 60 draft tokens" in choice.reason
+    # Every exit is taken to miss in the same proportion less: 0.8 * 0.7 at exit 1.
+    other = best(measured, 1, 3, accepted=48, tested=60, tested_exit=2)
+    assert "acceptance 0.44 " in other.reason
+
+
+def test_acceptance_that_disappoints_ends_drafting_and_a_good_one_makes_it_longer() -> None:
+    measured = Measurement((0.5, 0.7, 0.8, 0.8, 0.8, 0.8, 0.8, 1.0), 20, 0.2)
+    lengths = [best(measured, 2, None, accepted=n, tested=400, tested_exit=2).draft_length for n in (20, 240, 390)]
+    assert lengths[0] == 0
+    assert 0 < lengths[1] < lengths[2]

@@ -1,0 +1,303 @@
+"""wrap and unwrap: one line in, one line out, and nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import pickle
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checks import own_generate
+from tiny_models import random_prompts, tiny_model
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationMixin, T5Config, T5ForConditionalGeneration
+
+import selfspec
+from selfspec import speculation
+from selfspec.tuning.first_call import measure
+
+PROMPTS = random_prompts(6, 11, 3)
+REQUEST = {**PROMPTS, "max_new_tokens": 12}
+SETTINGS = {"exit_layer": 2, "draft_length": 3}
+
+
+def test_wrap_returns_the_same_object_of_the_same_class(family: str) -> None:
+    model = tiny_model(family)
+    kind = type(model)
+    assert not selfspec.is_wrapped(model)
+    assert selfspec.wrap(model) is model
+    assert selfspec.is_wrapped(model)
+    assert type(model) is kind
+    assert isinstance(model, GenerationMixin)
+
+
+def test_unwrap_restores_the_model_exactly(family: str) -> None:
+    model = tiny_model(family)
+    before = dict(vars(model))
+    selfspec.wrap(model, **SETTINGS)
+    model.generate(**REQUEST)
+    assert selfspec.unwrap(model) is model
+    assert not selfspec.is_wrapped(model)
+    assert vars(model).keys() == before.keys()
+    assert all(vars(model)[name] is before[name] for name in before)
+    assert model.generate.__func__ is type(model).generate
+
+
+def test_wrapping_changes_neither_weights_nor_modules_nor_forward(family: str) -> None:
+    model = tiny_model(family)
+    ids = PROMPTS["input_ids"]
+
+    def look() -> Any:
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        config, defaults = copy.deepcopy(model.config.to_dict()), model.generation_config.to_dict()
+        return (
+            [(name, id(tensor), tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()],
+            [(name, id(module), type(module), module.training) for name, module in model.named_modules()],
+            list(model.state_dict()),
+            config,
+            defaults,
+            model.config._attn_implementation,
+        )
+
+    with torch.no_grad():
+        logits, before = model(ids).logits, look()
+        selfspec.wrap(model, **SETTINGS)
+        assert look() == before
+        model.generate(**REQUEST)
+        assert look() == before
+        assert torch.equal(model(ids).logits, logits)
+
+
+def test_wrapping_adds_no_tensors_and_a_call_leaves_none_behind() -> None:
+    def tensors() -> int:
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    model = tiny_model("llama")
+    before = tensors()
+    selfspec.wrap(model)
+    assert tensors() == before
+    out = model.generate(**REQUEST)
+    del out
+    assert tensors() == before
+
+
+def test_a_wrapped_model_trains_as_before(llama: Any) -> None:
+    selfspec.wrap(llama, **SETTINGS)
+    llama.generate(**REQUEST)
+    llama.train()
+    ids = PROMPTS["input_ids"]
+    llama(ids, labels=ids).loss.backward()
+    assert all(p.grad is not None for p in llama.parameters())
+    assert llama.training
+
+
+def test_new_weights_are_used_at_once(llama: Any) -> None:
+    selfspec.wrap(llama, **SETTINGS)
+    before = llama.generate(**REQUEST)
+    llama.load_state_dict(tiny_model("llama", seed=1).state_dict())
+    after = llama.generate(**REQUEST)
+    assert torch.equal(after, own_generate(llama, **REQUEST))
+    assert not torch.equal(before, after)
+
+
+def test_wrapping_twice_replaces_the_settings_and_unwraps_once(llama: Any) -> None:
+    selfspec.wrap(llama, **SETTINGS)
+    llama.generate(**REQUEST)
+    selfspec.wrap(llama, exit_layer=1, draft_length=5)
+    assert llama.speculation.stats.tokens == 0
+    llama.generate(**REQUEST)
+    assert (llama.speculation.stats.exit_layer, llama.speculation.stats.draft_length) == (1, 5)
+    selfspec.unwrap(llama)
+    assert not selfspec.is_wrapped(llama)
+
+
+def test_a_refused_second_wrapping_leaves_the_first(llama: Any) -> None:
+    selfspec.wrap(llama, **SETTINGS)
+    speculation = llama.speculation
+    with pytest.raises(selfspec.ConfigError):
+        selfspec.wrap(llama, exit_layer=4)
+    assert llama.speculation is speculation
+    assert torch.equal(llama.generate(**REQUEST), own_generate(llama, **REQUEST))
+
+
+def test_unwrapping_what_is_not_wrapped_says_so(llama: Any) -> None:
+    with pytest.raises(ValueError, match=r"this LlamaForCausalLM is not wrapped: call selfspec.wrap\(model\) first"):
+        selfspec.unwrap(llama)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"exit_layer": 0}, "exit_layer=0"),
+        ({"exit_layer": 4}, "exit_layer=4: this model has 4 layers, allowed are 1 to 3 or 'auto'"),
+        ({"exit_layer": -1}, "exit_layer=-1"),
+        ({"exit_layer": "3"}, "exit_layer='3'"),
+        ({"exit_layer": True}, "exit_layer=True"),
+        ({"draft_length": -1}, "draft_length=-1"),
+        ({"draft_length": 10_000}, "draft_length=10000: .* from 0 to 64"),
+        ({"draft_lenght": 3}, "unknown setting 'draft_lenght': did you mean 'draft_length'"),
+    ],
+)
+def test_an_impossible_setting_is_refused_and_nothing_is_changed(
+    llama: Any, settings: dict[str, Any], message: str
+) -> None:
+    before = dict(vars(llama))
+    with pytest.raises(selfspec.ConfigError, match=message):
+        selfspec.wrap(llama, **settings)
+    assert vars(llama) == before
+
+
+def contradicted() -> Any:
+    """A Llama whose attention does not scale as Llama's does."""
+    model = tiny_model("llama")
+    forward = model.model.forward
+
+    def scaled(*arguments: Any, **keywords: Any) -> Any:
+        output = forward(*arguments, **keywords)
+        output.last_hidden_state = output.last_hidden_state + 1
+        return output
+
+    model.model.forward = scaled
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (contradicted, "gives other logits than its own forward"),
+        (lambda: tiny_model("llama", num_hidden_layers=1), "one layer"),
+        (
+            lambda: T5ForConditionalGeneration(
+                T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+            ),
+            "encoder-decoder",
+        ),
+        (lambda: nn.Linear(2, 2), "not a Hugging Face model"),
+    ],
+)
+def test_a_model_that_cannot_be_taken_apart_is_refused_with_the_reason(build: Any, message: str) -> None:
+    model = build()
+    before = dict(vars(model))
+    with pytest.raises(selfspec.UnsupportedModelError, match=message):
+        selfspec.wrap(model)
+    assert vars(model) == before
+
+
+def test_weights_that_do_not_fit_the_config_any_more_are_refused() -> None:
+    model = tiny_model("gemma2")
+    model.model.layers[1].mlp = nn.Linear(16, 16)
+    with pytest.raises(selfspec.UnsupportedModelError, match="could not be run layer by layer"):
+        selfspec.wrap(model)
+    assert not selfspec.is_wrapped(model)
+
+
+def test_a_generate_that_somebody_put_on_the_instance_is_not_lost(llama: Any) -> None:
+    own = functools.partial(type(llama).generate, llama)
+    llama.generate = own
+    with pytest.raises(selfspec.UnsupportedModelError, match="has a generate of its own"):
+        selfspec.wrap(llama)
+    assert llama.generate is own
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_of_a_wrapped_model_generates_with_its_own_weights(llama: Any, how: str) -> None:
+    selfspec.wrap(llama, **SETTINGS)
+    expected = llama.generate(**REQUEST)
+    other = copy.deepcopy(llama) if how == "deepcopy" else pickle.loads(pickle.dumps(llama))
+    assert selfspec.is_wrapped(other)
+    assert other.speculation is not llama.speculation
+    assert other.speculation.config == llama.speculation.config
+    assert torch.equal(other.generate(**REQUEST), expected)
+    other.load_state_dict(tiny_model("llama", seed=1).state_dict())
+    assert torch.equal(other.generate(**REQUEST), own_generate(other, **REQUEST))
+    assert torch.equal(llama.generate(**REQUEST), expected)
+    selfspec.unwrap(other)
+    assert selfspec.is_wrapped(llama)
+
+
+def test_a_wrapped_model_is_saved_as_the_plain_one(llama: Any, tmp_path: Path) -> None:
+    selfspec.wrap(llama, **SETTINGS)
+    expected = llama.generate(**REQUEST)
+    llama.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not selfspec.is_wrapped(loaded)
+    assert loaded.state_dict().keys() == llama.state_dict().keys()
+    assert torch.equal(loaded.generate(**REQUEST), expected)
+
+
+def test_threads_generating_at_once_get_what_they_would_get_alone(llama: Any) -> None:
+    selfspec.wrap(llama, **SETTINGS)
+    requests = [{**random_prompts(n, n + 3, seed=n), "max_new_tokens": 20} for n in range(3, 9)]
+    expected = [llama.generate(**request) for request in requests]
+    outcomes: dict[int, list[torch.Tensor]] = {}
+    start = threading.Barrier(len(requests))
+
+    def work(index: int) -> None:
+        start.wait()
+        outcomes[index] = [llama.generate(**requests[index]) for _ in range(3)]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, out in enumerate(expected):
+        assert len(outcomes[index]) == 3
+        assert all(torch.equal(one, out) for one in outcomes[index])
+    total = llama.speculation.total
+    assert total.calls == 4 * len(requests)
+    assert total.tokens == 4 * len(requests) * 2 * 20
+
+
+def test_threads_that_sample_draw_texts_that_one_thread_draws(llama: Any) -> None:
+    selfspec.wrap(llama, **SETTINGS)
+    request = {**random_prompts(5), "max_new_tokens": 12, "do_sample": True}
+    torch.manual_seed(0)
+    expected = {tuple(llama.generate(**request)[0].tolist()) for _ in range(8)}
+    found: list[tuple[int, ...]] = []
+    torch.manual_seed(0)
+    threads = [
+        threading.Thread(target=lambda: found.extend(tuple(llama.generate(**request)[0].tolist()) for _ in range(2)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(found) == expected  # each seed is drawn once, whoever draws it
+
+
+def test_auto_settings_measure_once_and_give_the_same_text(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+
+    def counted(*arguments: Any) -> Any:
+        measured.append(arguments)
+        return measure(*arguments)
+
+    monkeypatch.setattr(speculation, "measure", counted)
+    model = tiny_model(family)
+    expected = own_generate(model, **REQUEST)
+    selfspec.wrap(model)
+    for _ in range(3):
+        assert torch.equal(model.generate(**REQUEST), expected)
+        assert "prompt positions" in model.speculation.stats.choice
+    assert len(measured) == 1
+    selfspec.wrap(model, **SETTINGS)
+    model.generate(**REQUEST)
+    assert model.speculation.stats.choice == "as configured"
+    assert len(measured) == 1
+
+
+def test_statistics_say_whether_rounding_can_change_the_text(llama: Any) -> None:
+    selfspec.wrap(llama, **SETTINGS, deterministic=False)
+    llama.generate(**REQUEST)
+    assert llama.speculation.stats.shapes.startswith("not deterministic")
+    selfspec.wrap(llama, **SETTINGS)
+    llama.generate(**REQUEST)
+    assert llama.speculation.stats.shapes.startswith(("bit-equal rows: at least", "this machine offers no shapes"))
