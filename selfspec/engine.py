@@ -24,7 +24,9 @@ def speculate(call: Call) -> None:
         scores = verify(call, draft, round_)
         accepted, committed = call.mode.accept(draft, scores)
         tokens = commit(call, draft, accepted, committed)
-        call.pacer.observe(draft.tokens.shape[1], tokens, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        call.stats.round_seconds += seconds
+        call.pacer.observe(draft.tokens.shape[1], tokens, seconds)
 
 
 def prefill(call: Call) -> None:

@@ -29,7 +29,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "guidance_scale": (None, 1, 1.0),
     "watermarking_config": (None,),
     "use_cache": (None, True),
-    "cache_implementation": (None,),
+    "cache_implementation": (None, "dynamic"),
     "prefill_chunk_size": (None,),
     "output_scores": (None, False),
     "output_logits": (None, False),

@@ -20,6 +20,7 @@ class Stats:
     """Tokens generated, over all rows."""
     seconds: float = 0.0
     prefill_seconds: float = 0.0
+    round_seconds: float = 0.0
     calls: int = 0
     exit_layer: int | None = None
     """E of the last call."""

@@ -4,6 +4,7 @@ import functools
 import warnings
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -66,6 +67,10 @@ def is_wrapped(model: torch.nn.Module) -> bool:
     return isinstance(model.__dict__.get("generate"), SpeculativeGenerate)
 
 
+# Assisted generation calls generate() on its draft model, which may be this one: it means the model's own.
+_falling_back: ContextVar[bool] = ContextVar("_falling_back", default=False)
+
+
 class SpeculativeGenerate:
     """The generate of one wrapped instance; an object, so that copies and pickles follow it."""
 
@@ -84,6 +89,8 @@ class SpeculativeGenerate:
         """As the model's own generate; `on_round` is called with a RoundEvent per row and round."""
         model: Any = self._model
         own_generate = functools.partial(type(model).generate, model)
+        if _falling_back.get():
+            return own_generate(inputs, *arguments, streamer=streamer, **keywords)
         try:
             check_arguments(keywords)
             prompts = keywords.get("input_ids") if inputs is None else inputs
@@ -93,7 +100,11 @@ class SpeculativeGenerate:
             return own_generate(inputs, *arguments, custom_generate=method, **keywords)
         except NotSpeculatedError as error:
             _warn_or_raise(error, model.speculation.config.strict)
-        return own_generate(inputs, *arguments, streamer=streamer, **keywords)
+        token = _falling_back.set(True)
+        try:
+            return own_generate(inputs, *arguments, streamer=streamer, **keywords)
+        finally:
+            _falling_back.reset(token)
 
 
 _unwrapped: "weakref.WeakKeyDictionary[torch.nn.Module, Speculation]" = weakref.WeakKeyDictionary()

@@ -8,6 +8,7 @@ held out on every machine that has the same interpreter, and held-out prompts ca
 from __future__ import annotations
 
 import hashlib
+import platform
 import sysconfig
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def is_held_out(name: str, fraction: float) -> bool:
 def _root(source: Source) -> tuple[Path, str] | None:
     """The directory of a source and its version; None when it is not installed."""
     if source.name == STANDARD_LIBRARY:
-        return Path(sysconfig.get_path("stdlib")), sysconfig.get_python_version()
+        return Path(sysconfig.get_path("stdlib")), platform.python_version()
     try:
         distribution = metadata.distribution(source.name)
     except metadata.PackageNotFoundError:

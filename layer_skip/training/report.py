@@ -42,7 +42,7 @@ def plot_loss(history: Sequence[dict[str, float]], held_out_loss: float, path: P
     steps = [row["step"] for row in history]
     losses = [row["loss"] for row in history]
     axes.plot(steps, losses, color="tab:blue", alpha=0.25, label="last layer, training step")
-    axes.plot(steps, smoothed(losses, 20), color="tab:blue", label="the same, running mean")
+    axes.plot(steps, smoothed(losses, 8), color="tab:blue", label="the same, running mean")
     axes.axhline(held_out_loss, color="tab:red", linestyle="--", label=f"held-out, end: {held_out_loss:.3f}")
     axes.set(xlabel="step", ylabel="cross-entropy (nats per token)")
     axes.set_ylim(top=min(max(losses, default=1.0), 9.0))
@@ -62,12 +62,12 @@ def plot_exits(scores: Sequence[ExitScore], path: Path) -> None:
         [s.overlap for s in scores],
         "s-",
         color="tab:green",
-        label="1 - total variation, temperature 0.8",
+        label="1 - total variation at 0.8",
     )
     axes.set(xlabel="exit layer E", ylabel="agreement with the last layer", ylim=(0.0, 1.02))
-    axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
     right = axes.twinx()
-    right.plot(exits, [s.loss for s in scores], "x--", color="tab:red", alpha=0.7)
-    right.set_ylabel("held-out loss (nats per token), dashed", color="tab:red")
+    right.plot(exits, [s.loss for s in scores], "x--", color="tab:red", alpha=0.7, label="held-out loss")
+    right.set_ylabel("held-out loss (nats per token)", color="tab:red")
+    figure.legend(loc="outside lower center", ncols=3)
     _save(figure, path)

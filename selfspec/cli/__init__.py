@@ -6,8 +6,6 @@ that `selfspec --help` answers at once.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 
 import typer
@@ -34,16 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     0: done. 1: done, but a contender's output differs. 2: a mistake that the one line on stderr explains.
-    130: interrupted.
+    130: interrupted. 141: whoever read the output has gone.
     """
     try:
         code = app(args=arguments, standalone_mode=False, prog_name="selfspec")
     except typer.Abort:
         return complain("interrupted", 130)
-    except BrokenPipeError:
-        # Whoever read our output has gone (`selfspec … | head`); flushing stdout at exit would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except Exception as error:
         if not isinstance(error, _UsageError):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -34,8 +35,10 @@ def reporting(command: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **keywords: P.kwargs) -> R:
         try:
             return command(*args, **keywords)
-        except BrokenPipeError:
-            raise
+        except BrokenPipeError as error:
+            # Whoever read our output has gone (`selfspec … | head`); flushing stdout at exit would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from error
         except KeyboardInterrupt as interruption:
             print(file=sys.stderr)
             raise typer.Exit(complain(str(interruption) or "interrupted", 130)) from interruption

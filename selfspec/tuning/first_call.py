@@ -110,7 +110,7 @@ def _acceptance(measured: Measurement, seen: Tallies) -> list[float]:
     chances = [1 - miss * easier for miss in misses]
     for e, (accepted, count) in seen.items():
         chances[e - 1] = (chances[e - 1] * weight + accepted) / (weight + count)
-    return [min(chance, _HIGHEST) for chance in chances]
+    return [min(max(chance, 0.0), _HIGHEST) for chance in chances]
 
 
 def choose(

@@ -1,0 +1,185 @@
+"""Where the time of a round goes, and what wrapping adds to memory.
+
+    python benchmarks/round_profile.py
+
+The model's modules (embedding, layers, norm, head) against the engine's own work: masks, logits processing,
+choosing and accepting, committing. Writes round_profile.json and round_profile.md beside the other results.
+Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import selfspec
+from layer_skip.decoder import LayeredDecoder
+from selfspec import engine
+from selfspec.benchmarking.environment import conditions
+from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
+from selfspec.call import Call
+from selfspec.cli.loading import load
+from selfspec.files import write_whole
+from selfspec.modes import Coupled, Greedy
+from selfspec.processing import Processors
+
+RESULTS = Path(__file__).parent / "results"
+MODULES = {
+    (LayeredDecoder, "embed"): "embedding",
+    (LayeredDecoder, "run"): "layers",
+    (LayeredDecoder, "logits"): "head",
+}
+ENGINE = {
+    (Call, "span"): "positions, rotary angles, masks",
+    (Processors, "__call__"): "logits processing",
+    (Greedy, "choose"): "choosing",
+    (Coupled, "choose"): "choosing",
+    (Greedy, "accept"): "accepting",
+    (Coupled, "accept"): "accepting",
+    (Coupled, "open"): "noise",
+    (engine, "commit"): "committing",
+}
+SHARE_LIMIT = 0.15
+"""The engine's own work may take this share of a round."""
+
+
+@contextmanager
+def timed(places: dict[tuple[Any, str], str], seconds: dict[str, float]) -> Iterator[None]:
+    """Add up the time spent in each place, outermost call only."""
+    depth = [0]
+
+    def wrapper(original: Callable[..., Any], label: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            if depth[0]:
+                return original(*arguments, **keywords)
+            depth[0] = 1
+            began = time.perf_counter()
+            try:
+                return original(*arguments, **keywords)
+            finally:
+                seconds[label] += time.perf_counter() - began
+                depth[0] = 0
+
+        return call
+
+    originals = {place: getattr(*place) for place in places}
+    try:
+        for place, label in places.items():
+            setattr(*place, wrapper(originals[place], label))
+        yield
+    finally:
+        for place, original in originals.items():
+            setattr(*place, original)
+
+
+def profile(model: Any, prompts: list[torch.Tensor], sampled: bool, new_tokens: int) -> dict[str, Any]:
+    """Seconds per round by place, over all prompts."""
+    sampling = {"do_sample": True, "temperature": 0.8, "top_k": 0} if sampled else {"do_sample": False}
+    seconds: dict[str, float] = defaultdict(float)
+    rounds, whole = 0, 0.0
+    model.generate(prompts[0], max_new_tokens=new_tokens, eos_token_id=None, **sampling)
+    for prompt in prompts:
+        inside: dict[str, float] = defaultdict(float)
+        with timed(MODULES | ENGINE, inside):
+            model.generate(prompt, max_new_tokens=new_tokens, eos_token_id=None, **sampling)
+        stats = model.speculation.stats
+        rounds += stats.rounds
+        # Prefill runs through the same modules; a round is what is left.
+        whole += stats.round_seconds
+        for label, spent in inside.items():
+            seconds[label] += spent - (stats.prefill_seconds if label == "layers" else 0.0)
+    modules = sum(seconds[label] for label in MODULES.values())
+    return {
+        "round_milliseconds": 1e3 * whole / rounds,
+        "milliseconds": {label: 1e3 * spent / rounds for label, spent in seconds.items()},
+        "engine_share": 1 - modules / whole,
+        "exit_layer": stats.exit_layer,
+        "draft_length": stats.draft_length,
+    }
+
+
+def memory(model: Any, prompt: torch.Tensor, new_tokens: int) -> dict[str, int]:
+    """Bytes of parameters and buffers before and after wrap, and of the K/V cache of one call."""
+
+    def held() -> int:
+        tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
+        return sum(tensors.values())
+
+    before = held()
+    selfspec.wrap(model)
+    after = held()
+    output = model.generate(prompt, max_new_tokens=new_tokens, return_dict_in_generate=True)
+    layers = output.past_key_values.layers
+    return {
+        "weights_before_wrap": before,
+        "weights_after_wrap": after,
+        "cache_of_one_call": sum(layer.keys.nbytes + layer.values.nbytes for layer in layers),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The page of results."""
+    lines = ["# Where a round's time goes", "", "Conditions: " + json.dumps(results["conditions"]), ""]
+    for name in ("greedy", "temperature 0.8"):
+        found = results[name]
+        lines += [
+            f"## {name}: E = {found['exit_layer']}, K = {found['draft_length']}, batch 1",
+            "",
+            "| part | ms a round |",
+            "|---|---|",
+            *(
+                f"| {label} | {ms:.3f} |"
+                for label, ms in sorted(found["milliseconds"].items(), key=lambda x: -x[1])
+            ),
+            f"| **round** | {found['round_milliseconds']:.3f} |",
+            "",
+            f"Outside the model's modules: {found['engine_share']:.1%} (limit {SHARE_LIMIT:.0%}).",
+            "",
+        ]
+    lines += [
+        "## Memory",
+        "",
+        *(f"- {name.replace('_', ' ')}: {size:,} bytes" for name, size in results["memory"].items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Measure, save, print; 1 when the engine's share is over its limit."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--exit-layer", type=int, default=None)
+    parser.add_argument("--draft-length", type=int, default=None)
+    options = parser.parse_args()
+    loaded = load(None, "bfloat16", "cpu", options.threads)
+    ids = tokenized(loaded.tokenizer, read_prompts(bundled_prompts()), 128, options.prompts)
+    prompts = [torch.tensor([row]) for row in ids]
+    results: dict[str, Any] = {"memory": memory(loaded.model, prompts[0], options.new_tokens)}
+    settings = {"exit_layer": options.exit_layer, "draft_length": options.draft_length}
+    selfspec.wrap(loaded.model, **{name: value for name, value in settings.items() if value is not None})
+    for name, sampled in (("greedy", False), ("temperature 0.8", True)):
+        results[name] = profile(loaded.model, prompts, sampled, options.new_tokens)
+    results["conditions"] = conditions(loaded.model)
+    write_whole(RESULTS / "round_profile.json", json.dumps(results, indent=1) + "\n")
+    write_whole(RESULTS / "round_profile.md", table(results))
+    print(table(results))
+    shares = [results[name]["engine_share"] for name in ("greedy", "temperature 0.8")]
+    return int(statistics.fmean(shares) > SHARE_LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
