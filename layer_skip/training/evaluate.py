@@ -62,5 +62,6 @@ def _sums(hiddens: list[Tensor], head: Tensor, labels: Tensor) -> Tensor:
         logits = (hidden @ head.t()).float()
         sums[place, 0] = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         sums[place, 1] = (logits.argmax(-1) == choice).sum()
-        sums[place, 2] = torch.minimum(torch.softmax(logits / TEMPERATURE, -1), sharp).sum()
+        overlap = torch.minimum(torch.softmax(logits / TEMPERATURE, -1), sharp).sum(-1)
+        sums[place, 2] = overlap.clamp(max=1.0).sum()
     return sums
