@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.families import UnsupportedModelError
@@ -99,7 +100,7 @@ class SpeculativeGenerate:
             method = functools.partial(decode, model.speculation, streamer=streamer, on_round=on_round)
             return own_generate(inputs, *arguments, custom_generate=method, **keywords)
         except NotSpeculatedError as error:
-            _warn_or_raise(error, model.speculation.config.strict)
+            _warn_or_raise(error, model.speculation.config.strict, caller=3)
         token = _falling_back.set(True)
         try:
             return own_generate(inputs, *arguments, streamer=streamer, **keywords)
@@ -148,10 +149,13 @@ def generate(
             **model_arguments,
         )
     except NotSpeculatedError as error:
-        _warn_or_raise(error, speculation.config.strict)
+        _warn_or_raise(error, speculation.config.strict, caller=5)
     # The rows were expanded for beams or return sequences; generate() will do so again.
     copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
     mask = model_arguments.get("attention_mask")
+    request["stopping_criteria"] = StoppingCriteriaList(
+        c for c in stopping_criteria if not isinstance(c, (MaxLengthCriteria, EosTokenCriteria))
+    )
     return type(model).generate(
         model,
         input_ids[::copies],
@@ -177,7 +181,8 @@ class _WithoutPrompt:
         self._streamer.end()
 
 
-def _warn_or_raise(error: NotSpeculatedError, strict: bool) -> None:
+def _warn_or_raise(error: NotSpeculatedError, strict: bool, caller: int) -> None:
+    """`caller`: frames up to the user's own line, which the warning points at."""
     if strict:
         raise error
-    warnings.warn(f"{error}: using the model's own generate for this call", stacklevel=4)
+    warnings.warn(f"{error}: using the model's own generate for this call", stacklevel=caller)

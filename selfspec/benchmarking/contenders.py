@@ -64,15 +64,17 @@ def standard_contenders(exit_layer: int, settings: Mapping[str, Any]) -> tuple[C
 def bind(model: Any, contender: Contender) -> Any:
     """A shell of the model that generates in this contender's way; every weight is shared.
 
-    The shell has its own generation config without an end token, so that all contenders write the same number
-    of tokens, and its own wrapping, so that contenders can take turns without being wrapped again. Falling
-    back to the model's own generate would measure something else, so it is an error here.
+    The shell has its own generation config with an end token that no text has, so that all contenders write
+    the same number of tokens, and its own wrapping, so that contenders can take turns without being wrapped
+    again. Falling back to the model's own generate would measure something else, so it is an error here.
     """
     shell = copy.copy(model)
     for attribute in ("generate", "speculation"):
         shell.__dict__.pop(attribute, None)
     shell.generation_config = copy.deepcopy(model.generation_config)
-    shell.generation_config.eos_token_id = None
+    # Not None: looking for an end costs every contender what it costs in earnest, and some releases of
+    # transformers cannot do assisted decoding without one.
+    shell.generation_config.eos_token_id = -1
     for name, value in contender.defaults.items():
         setattr(shell.generation_config, name, value)
     if contender.speculation is None:

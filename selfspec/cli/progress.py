@@ -17,14 +17,16 @@ def progress_bar(enabled: bool) -> Iterator[Callable[[str, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
+    if not (enabled and console.is_terminal):
+        yield lambda name, total: None
+        return
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.description}", markup=False),
     )
-    disabled = not (enabled and console.is_terminal)
-    with Progress(*columns, console=console, auto_refresh=False, transient=True, disable=disabled) as bar:
+    with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
         task = bar.add_task("", total=None)
         begun = -1
 
