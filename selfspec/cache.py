@@ -40,7 +40,7 @@ class KVCache:
 
     def window(self, span: Span, rows: slice | None = None) -> "CacheWindow":
         """A view for one pass: writes at the span's positions, reads its first `key_length` slots."""
-        return CacheWindow(self, span, rows or slice(0, self.rows))
+        return CacheWindow(self, span, rows)
 
     def layer(self, index: int, like_key: Tensor, like_value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, allocated in the shape and dtype of its first K/V."""
@@ -65,7 +65,7 @@ class KVCache:
 class CacheWindow:
     """What a decoder layer sees as its cache during one pass (the `update` of Hugging Face's Cache)."""
 
-    def __init__(self, cache: KVCache, span: Span, rows: slice) -> None:
+    def __init__(self, cache: KVCache, span: Span, rows: slice | None) -> None:
         self._cache = cache
         self._span = span
         self._rows = rows
@@ -73,7 +73,8 @@ class CacheWindow:
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: object) -> tuple[Tensor, Tensor]:
         """Store key, value [B, Hkv, m, Dh]; return the layer's first S slots [B, Hkv, S, Dh]."""
         keys, values = self._cache.layer(layer_idx, key, value)
-        keys, values = keys[self._rows], values[self._rows]
+        if self._rows is not None:
+            keys, values = keys[self._rows], values[self._rows]
         start, length = self._span.start, self._span.key_length
         if start is not None:
             keys[:, :, start : start + key.shape[2]] = key

@@ -19,14 +19,14 @@ def speculate(call: Call) -> None:
     prefill(call)
     while call.rows.active:
         began = time.perf_counter()
-        round_ = call.open_round()
+        rows, round_ = len(call.rows.active), call.open_round()
         draft = call.drafter.draft(call, round_)
         scores = verify(call, draft, round_)
         accepted, committed = call.mode.accept(draft, scores)
         tokens = commit(call, draft, accepted, committed)
         seconds = time.perf_counter() - began
         call.stats.round_seconds += seconds
-        call.pacer.observe(draft.tokens.shape[1], tokens, seconds)
+        call.pacer.observe(draft.tokens.shape[1], tokens / rows, seconds)
 
 
 def prefill(call: Call) -> None:

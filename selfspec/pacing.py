@@ -19,8 +19,8 @@ class Pacer(Protocol):
     def draft_length(self, remaining: int) -> int:
         """K of the next round, when at most `remaining` tokens may still be generated."""
 
-    def observe(self, length: int, tokens: int, seconds: float) -> None:
-        """A round with K = `length` committed `tokens` tokens over all rows in `seconds`."""
+    def observe(self, length: int, tokens: float, seconds: float) -> None:
+        """A round with K = `length` committed `tokens` tokens per row in `seconds`."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class FixedLength:
     def draft_length(self, remaining: int) -> int:
         return min(self.length, remaining - 1)
 
-    def observe(self, length: int, tokens: int, seconds: float) -> None:
+    def observe(self, length: int, tokens: float, seconds: float) -> None:
         pass
 
 
@@ -46,7 +46,7 @@ class PayCheck:
 
     length: int
     warmup: int = 3
-    """Plain rounds at the start of a call."""
+    """Plain rounds at the start, as long as the plain speed is not known."""
     trial: int = 8
     """Rounds with K before the first verdict."""
     retrial: int = 4
@@ -55,17 +55,18 @@ class PayCheck:
     """Drafting goes on while it reaches this share of the plain speed: timings are noisy."""
     rest: int = 24
     """Plain rounds before drafting is tried again, doubled after every failure."""
-    _plain: "Rate" = field(default_factory=lambda: Rate())
+    plain: "Rate" = field(default_factory=lambda: Rate())
+    """The plain speed; calls of one model may share it, so that only the first one warms up."""
     _drafting: "Rate" = field(default_factory=lambda: Rate())
     _resting: int = 0
 
     def draft_length(self, remaining: int) -> int:
-        if self._resting or self._plain.rounds < self.warmup:
+        if self._resting or self.plain.rounds < self.warmup:
             return 0
         return min(self.length, remaining - 1)
 
-    def observe(self, length: int, tokens: int, seconds: float) -> None:
-        rate = self._drafting if length else self._plain
+    def observe(self, length: int, tokens: float, seconds: float) -> None:
+        rate = self._drafting if length else self.plain
         rate.add(tokens, seconds)
         if self._resting:
             self._resting -= 1
@@ -76,18 +77,18 @@ class PayCheck:
             self._drafting = Rate()
 
     def _pays(self) -> bool:
-        return self._drafting.tokens_per_second >= self.margin * self._plain.tokens_per_second
+        return self._drafting.tokens_per_second >= self.margin * self.plain.tokens_per_second
 
 
 @dataclass
 class Rate:
-    """Tokens per second of the last rounds; the median time keeps a single slow round from deciding."""
+    """Tokens per second and row of the last rounds; a median, so that one slow round does not decide."""
 
     rounds: int = 0
-    _tokens: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    _tokens: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
-    def add(self, tokens: int, seconds: float) -> None:
+    def add(self, tokens: float, seconds: float) -> None:
         self.rounds += 1
         self._tokens.append(tokens)
         self._seconds.append(seconds)

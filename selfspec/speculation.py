@@ -9,7 +9,7 @@ from layer_skip.decoder import LayeredDecoder
 from selfspec.call import Drafter
 from selfspec.config import SpeculationConfig
 from selfspec.drafting import EarlyExit
-from selfspec.pacing import FixedLength, Pacer, PayCheck
+from selfspec.pacing import FixedLength, Pacer, PayCheck, Rate
 from selfspec.rows import Rows
 from selfspec.shapes import FASTEST, ShapePlan, probe
 from selfspec.stats import Stats
@@ -28,6 +28,8 @@ class Speculation:
         self._measurement: Measurement | None = None
         self._seen: dict[bool, dict[int, tuple[int, int]]] = {False: {}, True: {}}
         """Draft tokens accepted and looked at by exit layer, of greedy and of sampled calls."""
+        self._plain: dict[int, Rate] = {}
+        """Speed without drafting, by batch size: measured once, so that later calls need not warm up."""
         self._lock = threading.Lock()
 
     def shapes(self, decoder: LayeredDecoder) -> ShapePlan:
@@ -45,15 +47,17 @@ class Speculation:
         if exit_layer == "auto" or draft_length == "auto":
             choice = self._chosen(decoder, rows, shapes, sampled)
             exit_layer, draft_length, reason = choice.exit_layer, choice.draft_length, choice.reason
-        pacer = (
-            PayCheck(draft_length)
-            if config.draft_length == "auto" and draft_length
-            else FixedLength(draft_length)
-        )
+        pacer: Pacer = FixedLength(draft_length)
+        if config.draft_length == "auto" and draft_length:
+            pacer = PayCheck(draft_length, plain=self._plain_speed(len(rows.active)))
         stats = Stats(
             exit_layer=exit_layer, draft_length=draft_length, choice=reason, shapes=self._describe(shapes)
         )
         return EarlyExit(exit_layer, config.confidence_threshold), pacer, stats
+
+    def _plain_speed(self, rows: int) -> Rate:
+        with self._lock:
+            return self._plain.setdefault(rows, Rate())
 
     def finish(self, stats: Stats, sampled: bool) -> None:
         """Take up the statistics of a call that ended."""

@@ -29,7 +29,7 @@ class GrowingCache:
 
 
 def run_in_parts(decoder: LayeredDecoder, tokens: Tensor, cuts: list[int], exits: list[int]) -> Tensor:
-    """Logits [T, V] of tokens [T], run in chunks that end at `cuts`, each in groups of layers that end at `exits`."""
+    """Logits [T, V] of tokens [T], in chunks that end at `cuts` and groups of layers that end at `exits`."""
     cache, logits = GrowingCache(), []
     for first, last in zip([0, *cuts], [*cuts, len(tokens)], strict=True):
         span = decoder.span(torch.arange(first, last)[None], last, first)

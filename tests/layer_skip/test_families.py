@@ -45,7 +45,7 @@ def test_a_base_model_without_head_is_refused_with_the_missing_part() -> None:
 
 @pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
 def test_tiny_models_are_lively_enough_to_test_with(name: str) -> None:
-    """The models of these tests, not the engine: greedy text varies, exits are right sometimes and not always."""
+    """Of the tests' own models: greedy text varies, exits are right sometimes and not always."""
     model: Any = tiny_model(name)
     out = model.generate(**random_prompts(6, 9, 12, 15), max_new_tokens=40, do_sample=False)
     assert torch.unique(out[:, -40:]).numel() >= 20

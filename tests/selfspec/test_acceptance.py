@@ -94,7 +94,9 @@ def test_coupled_draws_from_the_target_and_accepts_at_least_its_bound(
     assert accepted.float().mean() < 1 - distance + 0.005
 
 
-def always_accept(draft: Tensor, drafted: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, noise: Tensor) -> Any:
+def always_accept(
+    draft: Tensor, drafted: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, noise: Tensor
+) -> Any:
     return accept_rejection(draft, drafted, q, p, torch.zeros_like(uniforms), noise)
 
 
@@ -116,7 +118,9 @@ def residual_subtracted_from_the_bonus(
     return accepted, committed
 
 
-def uniform_of_the_draft(draft: Tensor, drafted: Tensor, q: Tensor, p: Tensor, _: Tensor, noise: Tensor) -> Any:
+def uniform_of_the_draft(
+    draft: Tensor, drafted: Tensor, q: Tensor, p: Tensor, _: Tensor, noise: Tensor
+) -> Any:
     """The accepting number is not independent of the draft's own draw."""
     cumulative = q[:, 0].cumsum(dim=-1).gather(1, draft)
     return accept_rejection(draft, drafted, q, p, cumulative.clamp(max=1), noise)
@@ -138,7 +142,13 @@ def shifted(offset: int) -> Rule:
 
 @pytest.mark.parametrize(
     "broken",
-    [always_accept, residual_not_subtracted, residual_subtracted_from_the_bonus, uniform_of_the_draft, shifted(1)],
+    [
+        always_accept,
+        residual_not_subtracted,
+        residual_subtracted_from_the_bonus,
+        uniform_of_the_draft,
+        shifted(1),
+    ],
 )
 def test_a_broken_rejection_rule_does_not_pass_the_chi_square(broken: Rule) -> None:
     p, q = distributions(2, 1.0)
@@ -148,7 +158,7 @@ def test_a_broken_rejection_rule_does_not_pass_the_chi_square(broken: Rule) -> N
 
 
 def test_a_coupled_draft_verified_by_the_residual_rule_is_biased() -> None:
-    """Daliri et al. 2024: coupling and residuals do not mix, which is why the modes keep their noise apart."""
+    """Coupling and residuals do not mix (Daliri et al. 2024): so the modes keep their noise apart."""
     p, q = distributions(2, 1.0)
 
     def same_noise(draft: Tensor, drafted: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, _: Tensor) -> Any:

@@ -185,7 +185,10 @@ def test_scores_of_minus_infinity_everywhere_are_a_greedy_token_as_in_the_model_
 
 @pytest.mark.parametrize("ids", [torch.tensor([1, 2, 3]), torch.tensor([[1.0, 2.0]])], ids=["1-d", "float"])
 def test_ids_of_a_wrong_kind_fail_as_in_the_model_itself(wrapped: Any, ids: Tensor) -> None:
-    with nothing_changed(wrapped, **REQUEST), pytest.raises((IndexError, ValueError, TypeError, RuntimeError)):
+    with (
+        nothing_changed(wrapped, **REQUEST),
+        pytest.raises((IndexError, ValueError, TypeError, RuntimeError)),
+    ):
         wrapped.generate(ids, max_new_tokens=3)
     assert torch.equal(
         wrapped.generate(ONE.to(torch.int32), max_new_tokens=6), wrapped.generate(ONE, max_new_tokens=6)

@@ -32,7 +32,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("settings", "message"), BAD)
-def test_an_impossible_setting_is_refused_with_what_is_allowed(settings: dict[str, Any], message: str) -> None:
+def test_an_impossible_setting_is_refused_with_what_is_allowed(
+    settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         SpeculationConfig.of(**settings)
 
@@ -58,5 +60,7 @@ def test_the_exit_layer_must_be_below_the_models_last_layer() -> None:
     SpeculationConfig(exit_layer=3).check_model(4)
     SpeculationConfig().check_model(2)
     for layer in (4, 5):
-        with pytest.raises(ConfigError, match=rf"exit_layer={layer}: this model has 4 layers, allowed are 1 to 3"):
+        with pytest.raises(
+            ConfigError, match=rf"exit_layer={layer}: this model has 4 layers, allowed are 1 to 3"
+        ):
             SpeculationConfig(exit_layer=layer).check_model(4)

@@ -36,7 +36,12 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`scripted(model, prompts, right, **settings)`: a wrapped model that drafts by a script."""
 
     def set_up(
-        model: Any, prompts: dict[str, Tensor], right: Right, draft_length: int, exit_layer: int = 2, **settings: Any
+        model: Any,
+        prompts: dict[str, Tensor],
+        right: Right,
+        draft_length: int,
+        exit_layer: int = 2,
+        **settings: Any,
     ) -> Any:
         texts = generated(own_generate(model, **prompts, max_new_tokens=24), prompts)
         use_scripted_drafts(monkeypatch, texts, right, VOCAB)
@@ -112,7 +117,9 @@ def test_every_row_of_a_batch_accepts_its_own_number_of_tokens(llama: Any, scrip
         done = 0
         for event in (e for e in events if e.row == row):
             # A row drafts as far as the longest remaining one; past its own end nothing counts.
-            right = next((i for i, _ in enumerate(event.drafted) if done + i >= 24 or not flags[done + i]), None)
+            right = next(
+                (i for i, _ in enumerate(event.drafted) if done + i >= 24 or not flags[done + i]), None
+            )
             accepted = len(event.drafted) if right is None else right
             assert event.accepted == min(accepted, 24 - done)
             assert event.committed == texts[row][done : done + accepted + 1]
@@ -157,7 +164,9 @@ def test_the_cache_holds_after_every_round_what_a_fresh_forward_computes(
 
 @pytest.mark.parametrize("exit_layer", [1, 2, 3])
 @pytest.mark.parametrize("right", ["always", "never", "two of three"])
-def test_no_layer_runs_twice_on_a_drafted_token(llama: Any, scripted: Any, right: str, exit_layer: int) -> None:
+def test_no_layer_runs_twice_on_a_drafted_token(
+    llama: Any, scripted: Any, right: str, exit_layer: int
+) -> None:
     prompts = random_prompts(7)
     model = scripted(llama, prompts, RIGHT[right], 3, exit_layer, deterministic=False)
     columns = Counter[int]()
@@ -170,7 +179,7 @@ def test_no_layer_runs_twice_on_a_drafted_token(llama: Any, scripted: Any, right
     model.generate(**prompts, max_new_tokens=16)
     stats = model.speculation.stats
     # The prompt but its last token; then, in every round, the last committed token and the drafted ones.
-    assert columns == {index: 6 + stats.rounds + stats.drafted for index in range(LAYERS)}
+    assert columns == dict.fromkeys(range(LAYERS), 6 + stats.rounds + stats.drafted)
 
 
 def test_plain_rounds_run_every_layer_once_on_one_token(llama: Any) -> None:

@@ -9,14 +9,22 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig
 
-from selfspec.fallback import NotSpeculatedError, check_arguments, check_mask_shape, check_prompts, check_request
+from selfspec.fallback import (
+    NotSpeculatedError,
+    check_arguments,
+    check_mask_shape,
+    check_prompts,
+    check_request,
+)
 
 PROMPTS = torch.tensor([[1, 2, 3], [4, 5, 6]])
 ONES = torch.ones_like(PROMPTS)
 
 
 def test_arguments_that_ask_for_nothing_pass() -> None:
-    check_arguments({"assistant_model": None, "synced_gpus": False, "max_new_tokens": 3, "position_ids": None})
+    check_arguments(
+        {"assistant_model": None, "synced_gpus": False, "max_new_tokens": 3, "position_ids": None}
+    )
 
 
 @pytest.mark.parametrize("name", ["assistant_model", "inputs_embeds", "stop_strings", "token_type_ids"])
@@ -56,7 +64,11 @@ def test_a_cache_that_holds_tokens_is_not_ignored() -> None:
         (PROMPTS - 2, None, "token id -1 is outside"),
         (PROMPTS.repeat(1, 4), None, "the prompt has 12 tokens, the model 10 positions: shorten it"),
         (PROMPTS, ONES[:, :2], r"attention_mask has shape \[2, 2\], the prompts \[2, 3\]"),
-        (PROMPTS, torch.tensor([[1, 1, 1], [1, 1, 0]]), "padded on the right: generation needs padding_side='left'"),
+        (
+            PROMPTS,
+            torch.tensor([[1, 1, 1], [1, 1, 0]]),
+            "padded on the right: generation needs padding_side='left'",
+        ),
         (PROMPTS, torch.tensor([[1, 0, 1], [1, 1, 1]]), "padded on the right"),
         (PROMPTS, torch.tensor([[0, 0, 0], [1, 1, 1]]), "a row is padding only"),
     ],

@@ -262,7 +262,11 @@ def test_a_custom_criterion_stops_every_row_of_a_batch_by_itself(llama: Any, dra
 
 def test_a_criterion_for_several_rows_without_an_end_token_is_left_to_the_model(wrapped: Any) -> None:
     """generate() then goes on with stopped rows until all have stopped."""
-    request = {**BATCH, "max_new_tokens": 24, "stopping_criteria": [EndsWith(*common_tokens(wrapped, BATCH, 6))]}
+    request = {
+        **BATCH,
+        "max_new_tokens": 24,
+        "stopping_criteria": [EndsWith(*common_tokens(wrapped, BATCH, 6))],
+    }
     with exactly_one_warning(naming="a stopping criterion for several rows without an eos_token_id"):
         out = wrapped.generate(**request)
     assert torch.equal(out, own_generate(wrapped, **request))
@@ -283,7 +287,9 @@ def test_ready_made_criteria_work(wrapped: Any, tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("sampling", [{}, {"do_sample": True}])
 @pytest.mark.parametrize("acceptance", ["coupled", "rejection"])
-def test_events_and_statistics_add_up_to_the_text(llama: Any, sampling: dict[str, Any], acceptance: str) -> None:
+def test_events_and_statistics_add_up_to_the_text(
+    llama: Any, sampling: dict[str, Any], acceptance: str
+) -> None:
     ends = common_tokens(llama, BATCH, 2)
     selfspec.wrap(llama, **SETTINGS, acceptance=acceptance)
     events: list[selfspec.RoundEvent] = []
@@ -371,7 +377,9 @@ def test_custom_generate_refuses_a_model_that_it_does_not_know() -> None:
 
 @pytest.mark.parametrize("beams", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
 @pytest.mark.parametrize("prompts", [ONE, BATCH], ids=["one row", "batch"])
-def test_custom_generate_falls_back_too(llama: Any, beams: dict[str, Any], prompts: dict[str, Tensor]) -> None:
+def test_custom_generate_falls_back_too(
+    llama: Any, beams: dict[str, Any], prompts: dict[str, Tensor]
+) -> None:
     expected = own_generate(llama, **prompts, max_new_tokens=8, **beams)
     with exactly_one_warning(naming=f"num_beams={beams['num_beams']}"):
         out = llama.generate(**prompts, max_new_tokens=8, custom_generate=selfspec.generate, **beams)

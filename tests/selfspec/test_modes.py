@@ -1,4 +1,4 @@
-"""Greedy, coupled, rejection: the same choice for draft and target, and draws that are new where they must be."""
+"""Greedy, coupled, rejection: shared choices of draft and target, new draws where they must be new."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec.round import Draft
 from selfspec.modes import Coupled, Greedy, Rejection
+from selfspec.round import Draft
 from selfspec.sampling import request_keys
 
 VOCAB, ROWS, LENGTH = 13, 64, 4
@@ -73,7 +73,9 @@ def test_a_coupled_choice_depends_on_its_position_not_on_the_round_that_makes_it
         assert torch.equal(apart.choose(scores()[:, step], 0), expected[step])
 
 
-def test_a_coupled_choice_does_not_depend_on_how_much_noise_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_coupled_choice_does_not_depend_on_how_much_noise_is_made_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     choices = []
     for budget in (1, 1 << 12, 1 << 18):
         monkeypatch.setattr("selfspec.modes._NOISE_BUDGET", budget)

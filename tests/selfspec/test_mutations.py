@@ -1,6 +1,6 @@
 """Broken engines do not pass: the checks of the other files, asked about mutations of the rule.
 
-A test of losslessness that cannot fail is worth nothing. Every mutation here is a mistake that is easily made.
+A test of losslessness that cannot fail is worth nothing. Every mutation here is easily made by mistake.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def test_noise_that_is_used_at_two_positions_is_noticed(monkeypatch: pytest.Monk
     assert p_value_of_texts("coupled") < LEAST_P
 
 
-def test_the_drafts_noise_used_again_for_the_token_after_it_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_drafts_noise_used_again_for_the_token_after_it_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def one_stream(seed: int, requests: Tensor, positions: Tensor, stream: int = 0) -> Tensor:
         return position_keys(seed, requests, positions, 0)
 
@@ -122,7 +124,9 @@ def test_noise_that_all_rows_share_is_noticed(monkeypatch: pytest.MonkeyPatch) -
     assert p_value_of_texts("rejection") < LEAST_P
 
 
-def test_a_draft_with_noise_of_its_own_is_still_exact_but_accepted_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draft_with_noise_of_its_own_is_still_exact_but_accepted_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with_shared_noise = acceptance_rate()
 
     def choose(self: Any, scores: Tensor, step: int) -> Tensor:
@@ -166,13 +170,17 @@ def test_a_forgotten_rollback_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
     cached = Rows.cached
 
     def never_back(self: Rows) -> list[int]:
-        return [n + min(generated, 2) for n, generated in zip(cached.fget(self), self.generated, strict=False)]
+        return [
+            n + min(generated, 2) for n, generated in zip(cached.fget(self), self.generated, strict=False)
+        ]
 
     monkeypatch.setattr(Rows, "cached", property(never_back))
     assert not greedy_text_is_the_models_own()
 
 
-def test_cache_rows_that_are_not_dropped_with_their_texts_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_rows_that_are_not_dropped_with_their_texts_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     keep = cache.KVCache.keep
     monkeypatch.setattr(cache.KVCache, "keep", lambda self, rows: keep(self, torch.arange(len(rows))))
     model = tiny_model("llama")

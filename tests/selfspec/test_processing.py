@@ -53,9 +53,13 @@ def test_prefix_free_processors_take_all_positions_and_give_what_they_give_one_b
 
 
 @pytest.mark.parametrize(
-    "processor", [RepetitionPenaltyLogitsProcessor(1.7), NoRepeatNGramLogitsProcessor(2)], ids=lambda p: type(p).__name__
+    "processor",
+    [RepetitionPenaltyLogitsProcessor(1.7), NoRepeatNGramLogitsProcessor(2)],
+    ids=lambda p: type(p).__name__,
 )
-def test_a_processor_that_reads_the_prefix_sees_padding_prompt_committed_and_drafted_tokens(processor: Any) -> None:
+def test_a_processor_that_reads_the_prefix_sees_padding_prompt_committed_and_drafted_tokens(
+    processor: Any,
+) -> None:
     processors = Processors([processor])
     assert processors.reads_prefix
     rows = some_rows()

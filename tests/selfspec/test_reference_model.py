@@ -1,7 +1,8 @@
-"""The bundled model on held-out code: the same text as its own generate, and the same for every setting in bf16."""
+"""The bundled model on held-out code: its own generate's text, and in bf16 the same for every setting."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,14 +15,23 @@ import selfspec
 from layer_skip.decoder import LayeredDecoder
 from selfspec.shapes import probe
 
-NEW_TOKENS = 24
+NEW_TOKENS = 20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_threads() -> Iterator[None]:
+    """These are the long tests, and the model is large enough for two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def batches(prompts: list[list[int]]) -> list[list[list[int]]]:
-    """Every sixth prompt alone, the others eight at a time; rows of a batch are of similar length."""
-    alone = prompts[::6]
-    others = [prompt for i, prompt in enumerate(prompts) if i % 6]
-    return [[prompt] for prompt in alone] + [others[i : i + 8] for i in range(0, len(others), 8)]
+    """Long prompts and every tenth of the others alone, the rest eight at a time, unequally long."""
+    alone = [prompt for i, prompt in enumerate(prompts) if len(prompt) > 150 or i % 10 == 0]
+    together = [prompt for i, prompt in enumerate(prompts) if not (len(prompt) > 150 or i % 10 == 0)]
+    return [[prompt] for prompt in alone] + [together[i : i + 8] for i in range(0, len(together), 8)]
 
 
 def settings_of(n_layers: int) -> list[dict[str, int]]:
@@ -75,29 +85,37 @@ def test_every_difference_to_the_models_own_generate_in_bf16_is_a_near_tie(
 ) -> None:
     """Where the texts part, both tokens must be as good as equal: nearer than bf16 moves such a gap."""
     model = reference_model_bf16
-    differences, gaps, noise = 0, [], []
-    prompts = held_out_prompts[::2]
-    for prompt in prompts:
-        request = {"input_ids": torch.tensor([prompt]), "max_new_tokens": NEW_TOKENS}
-        own = own_generate(model, **request)[0].tolist()
+    pairs = []
+    for prompts in batches(held_out_prompts):
+        request = {**padded(prompts), "max_new_tokens": NEW_TOKENS}
+        own = own_generate(model, **request)[:, -NEW_TOKENS:]
         selfspec.wrap(model, exit_layer=4, draft_length=3)
-        ours = model.generate(**request)[0].tolist()
+        ours = model.generate(**request)[:, -NEW_TOKENS:]
         selfspec.unwrap(model)
-        parted = next((i for i, (a, b) in enumerate(zip(own, ours, strict=True)) if a != b), len(own) - 1)
-        exact, rounded = (last_logits(m, own[:parted]) for m in (reference_model, model))
+        pairs += zip(prompts, own.tolist(), ours.tolist(), strict=True)
+    noise, ties = 0.0, []
+    for number, (prompt, one, other) in enumerate(pairs):
+        differs = one != other
+        if not differs and number % 3:
+            continue  # the noise is measured on a third of the texts, and wherever they part
+        parted = next((i for i in range(NEW_TOKENS) if one[i] != other[i]), NEW_TOKENS - 1)
+        before = prompt + one[:parted]
+        exact, rounded = last_logits(reference_model, before), last_logits(model, before)
         first, second = exact.topk(2).indices
-        noise.append(float(((exact - rounded)[first] - (exact - rounded)[second]).abs()))
-        if own[parted] != ours[parted]:
-            differences += 1
-            gaps.append((top_two_gap(exact), top_two_gap(rounded), float(abs(exact[own[parted]] - exact[ours[parted]]))))
-    record_property("prompts", len(prompts))
-    record_property("differences", differences)
-    record_property("noise", max(noise))
-    print(f"{differences} of {len(prompts)} texts differ, rounding noise {max(noise):.3f}, gaps {gaps}")
-    for exact_gap, rounded_gap, between in gaps:
-        assert min(exact_gap, rounded_gap) <= max(noise)
-        assert between <= max(noise)  # and the two tokens are those of the tie
-    assert differences <= len(prompts) / 4
+        noise = max(noise, float(((exact - rounded)[first] - (exact - rounded)[second]).abs()))
+        if differs:
+            between = float((exact[one[parted]] - exact[other[parted]]).abs())
+            ties.append((top_two_gap(exact), top_two_gap(rounded), between))
+    record_property("prompts", len(pairs))
+    record_property("differences", len(ties))
+    record_property("noise", noise)
+    print(
+        f"{len(ties)} of {len(pairs)} texts differ; rounding moves a gap by up to {noise:.3f}; gaps: {ties}"
+    )
+    for exact_gap, rounded_gap, between in ties:
+        assert min(exact_gap, rounded_gap) <= noise
+        assert between <= noise  # and the two tokens are those of the tie
+    assert len(ties) <= len(pairs) / 4
 
 
 @pytest.fixture
@@ -114,13 +132,15 @@ def test_text_in_bf16_does_not_depend_on_exit_layer_or_draft_length(
     model = reference_model_bf16
     settings = settings_of(LayeredDecoder(model).n_layers)
     lengths = [len(prompt) for prompt in held_out_prompts]
-    near_256 = lengths.index(min(lengths, key=lambda n: abs(n - 250)))  # key lengths grow past a quantum on the way
-    for rows in ([near_256], [20], [60, 3, 90, 31]):
+    near_256 = lengths.index(
+        min(lengths, key=lambda n: abs(n - 250))
+    )  # key lengths grow past a quantum on the way
+    for rows in ([near_256], [60, 3, 90, 31]):
         prompts = [held_out_prompts[row] for row in rows]
         plain = None
         for setting in settings:
             selfspec.wrap(model, **setting)
-            out = text(model, **padded(prompts), max_new_tokens=40, **sampling)
+            out = text(model, **padded(prompts), max_new_tokens=32, **sampling)
             drafted = model.speculation.stats.drafted
             selfspec.unwrap(model)
             plain = out if plain is None else plain

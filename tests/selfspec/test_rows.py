@@ -17,9 +17,7 @@ PROMPTS = [[11, 12, 13, 14], [21, 22], [31, 32, 33]]
 def rows_of(prompts: list[list[int]] = PROMPTS, limit: int = 5, **settings: Any) -> Rows:
     batch = padded(prompts)
     defaults = {"eos_tokens": frozenset({7, 8}), "pad_token": 99}
-    return Rows.of_prompts(
-        batch["input_ids"], batch["attention_mask"], limit, 10, **{**defaults, **settings}
-    )
+    return Rows.of_prompts(batch["input_ids"], batch["attention_mask"], limit, 10, **{**defaults, **settings})
 
 
 def test_rows_begin_with_their_prompts_without_padding() -> None:
@@ -85,7 +83,11 @@ def test_a_stopping_criterion_sees_the_row_after_every_token() -> None:
     rows = rows_of(criteria=[criterion])
     assert rows.append(1, [1, 2, 3, 4]) == ([1, 2, 3], True)
     padding_and_prompt = [0, 0, 21, 22]
-    assert seen == [[[*padding_and_prompt, 1]], [[*padding_and_prompt, 1, 2]], [[*padding_and_prompt, 1, 2, 3]]]
+    assert seen == [
+        [[*padding_and_prompt, 1]],
+        [[*padding_and_prompt, 1, 2]],
+        [[*padding_and_prompt, 1, 2, 3]],
+    ]
 
 
 def test_criteria_may_answer_with_a_plain_bool() -> None:

@@ -1,4 +1,4 @@
-"""Sampling: coupled text depends on the seed alone, and both modes draw from the target's own distribution."""
+"""Coupled text depends on the seed alone, and both modes draw from the target's own distribution."""
 
 from __future__ import annotations
 
@@ -105,9 +105,7 @@ def distribution_case(
     model = tiny_model("llama", vocab=VOCAB, num_hidden_layers=3, seed=4)
     processors = [TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)]
     joint = exact_distribution(model, PROMPT, 3, processors)
-    selfspec.wrap(
-        model, exit_layer=2, draft_length=draft_length, acceptance=acceptance, deterministic=False
-    )
+    selfspec.wrap(model, exit_layer=2, draft_length=draft_length, acceptance=acceptance, deterministic=False)
     return model, joint, {"temperature": temperature, "top_p": top_p}
 
 

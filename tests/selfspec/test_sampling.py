@@ -14,7 +14,9 @@ from selfspec.sampling import gumbel, mix64, position_keys, request_keys, unifor
 NUMBERS = 1 << 20
 
 
-def stream_of(seed: int = 0, request: int = 1, position: int = 0, stream: int = 0, count: int = NUMBERS) -> Tensor:
+def stream_of(
+    seed: int = 0, request: int = 1, position: int = 0, stream: int = 0, count: int = NUMBERS
+) -> Tensor:
     """`count` uniforms of one key: those of the tokens 0, 1, ... at one position."""
     keys = position_keys(seed, torch.tensor([request]), torch.tensor([[position]]), stream)
     return uniform(keys, count)[0, 0]
@@ -81,7 +83,11 @@ def test_uniforms_stay_inside_the_open_interval() -> None:
 
 
 def test_gumbel_noise_has_gumbel_moments_and_shape() -> None:
-    noise = gumbel(position_keys(0, torch.arange(16), torch.arange(16).expand(16, -1)), 1 << 12).double().flatten()
+    noise = (
+        gumbel(position_keys(0, torch.arange(16), torch.arange(16).expand(16, -1)), 1 << 12)
+        .double()
+        .flatten()
+    )
     assert abs(float(noise.mean()) - 0.5772156649) < 5 * float(noise.std()) / NUMBERS**0.5
     assert abs(float(noise.var()) - np.pi**2 / 6) < 0.02
     assert stats.kstest(noise[: 1 << 17].numpy(), "gumbel_r").pvalue > LEAST_P
@@ -96,7 +102,9 @@ def test_the_gumbel_tail_is_resolved_past_float32_uniforms() -> None:
         assert abs(int((noise > bound).sum()) - expected) < 5 * expected**0.5
     small = numbers[numbers < 2.0**-12].double() * 2**32
     assert len(small) > 1000
-    assert (small % 2 == 1).all()  # odd multiples of 2^-32: none is nearer to 0 than 2^-32, whose Gumbel is 22
+    assert (
+        small % 2 == 1
+    ).all()  # odd multiples of 2^-32: none is nearer to 0 than 2^-32, whose Gumbel is 22
     assert len(small.unique()) > 0.99 * len(small)
 
 

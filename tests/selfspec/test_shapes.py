@@ -72,7 +72,9 @@ def test_a_plan_is_probed_once_and_again_after_the_number_of_threads_changed(
     assert shapes._probe_product.cache_info().misses == 2 * misses
 
 
-def test_a_machine_without_such_shapes_is_said_to_have_none(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_such_shapes_is_said_to_have_none(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shapes, "_probe_attention", lambda *_: (frozenset(), None))
     assert not probe(LayeredDecoder(llama)).exact
     monkeypatch.setattr(shapes, "_probe_attention", lambda *_: (frozenset(range(1, 99)), 64))

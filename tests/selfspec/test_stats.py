@@ -22,8 +22,12 @@ def test_rates_of_nothing_are_zero() -> None:
 
 def test_sums_add_counters_and_take_over_descriptions() -> None:
     total = Stats()
-    total.add(Stats(rounds=2, drafted=4, tokens=5, seconds=1.0, calls=1, exit_layer=3, draft_length=2, choice="a"))
-    total.add(Stats(rounds=1, drafted=1, tokens=2, seconds=0.5, calls=1, exit_layer=2, draft_length=0, choice="b"))
+    total.add(
+        Stats(rounds=2, drafted=4, tokens=5, seconds=1.0, calls=1, exit_layer=3, draft_length=2, choice="a")
+    )
+    total.add(
+        Stats(rounds=1, drafted=1, tokens=2, seconds=0.5, calls=1, exit_layer=2, draft_length=0, choice="b")
+    )
     assert (total.rounds, total.drafted, total.tokens, total.seconds, total.calls) == (3, 5, 7, 1.5, 2)
     assert (total.exit_layer, total.draft_length, total.choice) == (2, 0, "b")
 

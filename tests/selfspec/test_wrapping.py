@@ -127,7 +127,9 @@ def test_a_refused_second_wrapping_leaves_the_first(llama: Any) -> None:
 
 
 def test_unwrapping_what_is_not_wrapped_says_so(llama: Any) -> None:
-    with pytest.raises(ValueError, match=r"this LlamaForCausalLM is not wrapped: call selfspec.wrap\(model\) first"):
+    with pytest.raises(
+        ValueError, match=r"this LlamaForCausalLM is not wrapped: call selfspec.wrap\(model\) first"
+    ):
         selfspec.unwrap(llama)
 
 
@@ -263,7 +265,9 @@ def test_threads_that_sample_draw_texts_that_one_thread_draws(llama: Any) -> Non
     found: list[tuple[int, ...]] = []
     torch.manual_seed(0)
     threads = [
-        threading.Thread(target=lambda: found.extend(tuple(llama.generate(**request)[0].tolist()) for _ in range(2)))
+        threading.Thread(
+            target=lambda: found.extend(tuple(llama.generate(**request)[0].tolist()) for _ in range(2))
+        )
         for _ in range(4)
     ]
     for thread in threads:
@@ -273,7 +277,9 @@ def test_threads_that_sample_draw_texts_that_one_thread_draws(llama: Any) -> Non
     assert set(found) == expected  # each seed is drawn once, whoever draws it
 
 
-def test_auto_settings_measure_once_and_give_the_same_text(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_settings_measure_once_and_give_the_same_text(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measured = []
 
     def counted(*arguments: Any) -> Any:
@@ -300,4 +306,6 @@ def test_statistics_say_whether_rounding_can_change_the_text(llama: Any) -> None
     assert llama.speculation.stats.shapes.startswith("not deterministic")
     selfspec.wrap(llama, **SETTINGS)
     llama.generate(**REQUEST)
-    assert llama.speculation.stats.shapes.startswith(("bit-equal rows: at least", "this machine offers no shapes"))
+    assert llama.speculation.stats.shapes.startswith(
+        ("bit-equal rows: at least", "this machine offers no shapes")
+    )

@@ -1,4 +1,4 @@
-"""What "lossless" means, as functions that return an answer, so that tests can also ask them about broken engines."""
+"""What "lossless" means, as functions that return an answer: tests also ask them about broken engines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import LogitsProcessorList
 import selfspec
 
 LEAST_P = 1e-4
-"""Seeds are fixed, so a test either passes always or never; a right engine falls below this once in 10,000 tests."""
+"""Seeds are fixed: a test passes always or never. A right engine falls below this once in 10,000 tests."""
 
 
 def own_generate(model: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -31,7 +31,9 @@ def text(model: Any, *arguments: Any, **keywords: Any) -> Tensor:
     return out
 
 
-def texts_of(model: Any, settings: Sequence[dict[str, Any]], **keywords: Any) -> Iterator[tuple[dict[str, Any], Tensor]]:
+def texts_of(
+    model: Any, settings: Sequence[dict[str, Any]], **keywords: Any
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """The text under each of several settings of `selfspec.wrap`."""
     for setting in settings:
         selfspec.wrap(model, **setting)
@@ -40,7 +42,7 @@ def texts_of(model: Any, settings: Sequence[dict[str, Any]], **keywords: Any) ->
 
 
 def p_value(counts: Sequence[float] | np.ndarray, probabilities: Sequence[float] | np.ndarray) -> float:
-    """Chi-square p-value of observed counts against a distribution; cells of expectation below 5 are pooled."""
+    """Chi-square p-value of counts against a distribution; cells of expectation below 5 are pooled."""
     observed = np.asarray(counts, dtype=np.float64).ravel()
     share = np.asarray(probabilities, dtype=np.float64).ravel()
     if observed[share == 0].any():
@@ -92,7 +94,7 @@ def chain_p_values(texts: Tensor, joint: Tensor) -> list[float]:
 
 @torch.no_grad()
 def exact_distribution(model: Any, prompt: Tensor, length: int, processors: Sequence[Any] = ()) -> Tensor:
-    """Probabilities of all texts of `length` tokens after prompt [P]: [V, ..., V], by the model's own forward."""
+    """Probabilities [V, ..., V] of all texts of `length` tokens after prompt [P], by the model's forward."""
     joint = torch.ones(())
     texts = torch.zeros(1, 0, dtype=torch.int64)
     for _ in range(length):

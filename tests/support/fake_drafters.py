@@ -44,7 +44,9 @@ class ScriptedDrafter(EarlyExit):
         return torch.tensor(tokens)
 
 
-def use_scripted_drafts(monkeypatch: pytest.MonkeyPatch, texts: Sequence[Sequence[int]], right: Right, vocab: int) -> None:
+def use_scripted_drafts(
+    monkeypatch: pytest.MonkeyPatch, texts: Sequence[Sequence[int]], right: Right, vocab: int
+) -> None:
     """Every call from now on drafts by this script."""
 
     def scripted(exit_layer: int, confidence_threshold: float = 0.0) -> ScriptedDrafter:

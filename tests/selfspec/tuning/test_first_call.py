@@ -77,7 +77,9 @@ def best_by_hand(agreements: list[float], eta: float) -> tuple[int, int]:
         [0.95, 0.95, 0.95, 0.95, 0.95, 0.95, 0.95, 1.0],
     ],
 )
-def test_the_choice_is_the_fastest_exit_and_length(measured: Any, agreements: list[float], eta: float) -> None:
+def test_the_choice_is_the_fastest_exit_and_length(
+    measured: Any, agreements: list[float], eta: float
+) -> None:
     rounded = [round(a * SAMPLES) / SAMPLES for a in agreements]
     choice = choose(measured(agreements, eta), torch.arange(80), FASTEST, None, None)
     assert (choice.exit_layer, choice.draft_length) == best_by_hand(rounded, eta)
@@ -106,7 +108,9 @@ def test_a_short_prompt_is_not_believed_too_much(monkeypatch: pytest.MonkeyPatch
     lucky = ExitChoices(torch.zeros(8, 1, dtype=torch.int64), torch.ones(8, 1))
     monkeypatch.setattr(first_call, "exit_choices", lambda *_, **__: lucky)
     monkeypatch.setattr(first_call, "time_layer_and_head", lambda *_: (1.0, 1.0))
-    choice = choose(LayeredDecoder(tiny_model("llama", num_hidden_layers=8)), torch.tensor([1]), FASTEST, None, None)
+    choice = choose(
+        LayeredDecoder(tiny_model("llama", num_hidden_layers=8)), torch.tensor([1]), FASTEST, None, None
+    )
     assert choice.draft_length <= 2
 
 
@@ -122,7 +126,9 @@ def test_on_a_real_model_the_choice_is_possible_and_timings_are_seconds(family: 
 
 
 def acceptance_said(choice: first_call.Choice) -> float:
-    found = re.search(r"acceptance (\d\.\d\d) from (\d+) prompt positions and (\d+) draft tokens", choice.reason)
+    found = re.search(
+        r"acceptance (\d\.\d\d) from (\d+) prompt positions and (\d+) draft tokens", choice.reason
+    )
     assert found
     return float(found[1])
 
