@@ -100,7 +100,7 @@ class Judge:
             return "other lengths", "it wrote another number of tokens"
         if self._workload.temperature is None:
             verdict = self.referee.judge(texts)
-            return f"{verdict}", _refusal(verdict, GENERATE)
+            return f"{verdict}{self._like_baseline(contender)}", _refusal(verdict, GENERATE)
         reference = self._sampling_reference(contender)
         if reference is None:
             return "own draws", None
@@ -108,6 +108,14 @@ class Judge:
         if contender.speculation and not contender.speculation.get("deterministic", True):
             return f"{verdict} (as {reference})", None
         return f"{verdict} (as {reference})", _refusal(verdict, reference)
+
+    def _like_baseline(self, contender: Contender) -> str:
+        """How often drafting left the engine's own greedy text untouched, near-ties included."""
+        drafts = contender.speculation is not None and contender.speculation.get("draft_length") != 0
+        if not drafts or contender.baseline not in self._texts:
+            return ""
+        verdict = compare_exactly(self._texts[contender.name], self._texts[contender.baseline])
+        return f"; {verdict.identical} of {verdict.identical + verdict.different} as {contender.baseline}"
 
     def _sampling_reference(self, contender: Contender) -> str | None:
         """AR with the same settings, whose text coupled acceptance promises; None without a promise."""

@@ -102,8 +102,13 @@ def _conclude(report: Report) -> None:
         terminal().print(f"\nNo speed to tell: {line.refused}.", style="bold red", highlight=False)
         return
     ratio = line.faster_than[GENERATE].median
-    terminal().print(
-        f"\n{ratio:.2f} times as fast as model.generate, with the same text on {line.checked} prompts.",
-        style="bold",
-        highlight=False,
-    )
+    console = terminal()
+    console.print(f"\n{ratio:.2f} times as fast as model.generate.", style="bold", highlight=False)
+    console.print(f"Same text: {line.checked}.", style="bold", highlight=False)
+    if "near-tie" in line.checked:
+        console.print(
+            "In a near-tie, rounding decides between two tokens that are as good as equal; "
+            "in fp32 there are none: selfspec demo --dtype float32",
+            style="dim",
+            highlight=False,
+        )

@@ -68,7 +68,8 @@ def test_every_speed_comes_with_ratios_and_a_verdict(llama: Any) -> None:
     report = measured(llama)
     line = report.line(SELFSPEC)
     assert set(line.faster_than) == {GENERATE, AR, EARLY_EXIT, "prompt_lookup"}
-    assert line.checked == "3 of 3"
+    assert line.checked == "3 of 3; 3 of 3 as AR"
+    assert report.line(AR).checked == "3 of 3"
     assert len(line.seconds) == 3
     assert line.acceptance_rate is not None and 0 <= line.acceptance_rate <= 1
     assert line.acceptance_length is not None and line.acceptance_length >= 1
