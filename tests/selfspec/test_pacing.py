@@ -46,12 +46,13 @@ def test_a_fixed_length_is_cut_only_by_the_end_of_the_text() -> None:
 
 def test_drafting_that_pays_goes_on_for_ever() -> None:
     lengths = Machine(plain=1.0, drafting=1.5, tokens=2).run(PayCheck(3), 500)
-    assert runs(lengths) == [(0, 2), (3, 498)]
+    assert runs(lengths) == [(0, 3), (3, 497)]
 
 
 def test_drafting_that_does_not_pay_is_stopped_after_a_trial_and_probed_ever_more_rarely() -> None:
     lengths = Machine(plain=1.0, drafting=2.5, tokens=2).run(PayCheck(3), 500)
-    assert runs(lengths) == [(0, 2), (3, 6), (0, 48), (3, 6), (0, 96), (3, 6), (0, 192), (3, 6), (0, 138)]
+    probes = [(0, 24), (3, 4), (0, 48), (3, 4), (0, 96), (3, 4), (0, 192), (3, 4), (0, 113)]
+    assert runs(lengths) == [(0, 3), (3, 8), *probes]
 
 
 def test_wrapping_costs_little_where_drafting_never_pays() -> None:
@@ -62,15 +63,15 @@ def test_wrapping_costs_little_where_drafting_never_pays() -> None:
 
 
 def test_a_difference_within_the_noise_of_timings_does_not_stop_drafting() -> None:
-    assert runs(Machine(plain=1.0, drafting=2.02, tokens=2).run(PayCheck(3), 100)) == [(0, 2), (3, 98)]
-    assert runs(Machine(plain=1.0, drafting=2.12, tokens=2).run(PayCheck(3), 50)) == [(0, 2), (3, 6), (0, 42)]
+    assert runs(Machine(plain=1.0, drafting=2.02, tokens=2).run(PayCheck(3), 100)) == [(0, 3), (3, 97)]
+    assert runs(Machine(plain=1.0, drafting=2.12, tokens=2).run(PayCheck(3), 35)) == [(0, 3), (3, 8), (0, 24)]
 
 
 def test_a_probe_finds_out_that_drafting_pays_again() -> None:
     pacer, machine = PayCheck(3), Machine(plain=1.0, drafting=3.0, tokens=2)
     machine.run(pacer, 30)
     machine.drafting = 1.0
-    assert runs(machine.run(pacer, 200)) == [(0, 2), (3, 6), (0, 48), (3, 174)]
+    assert runs(machine.run(pacer, 200)) == [(0, 3), (3, 8), (0, 24), (3, 195)]
 
 
 def test_drafting_that_stops_paying_half_way_is_noticed() -> None:
@@ -95,14 +96,26 @@ def test_the_length_never_reaches_past_the_end() -> None:
 
 def test_plain_rounds_at_the_end_of_a_text_do_not_wake_a_resting_pacer() -> None:
     pacer, machine = PayCheck(3), Machine(plain=1.0, drafting=3.0, tokens=1)
-    machine.run(pacer, 10)
+    machine.run(pacer, 12)
     assert pacer.draft_length(1000) == 0
 
 
-def test_a_rate_forgets_slowly() -> None:
+def test_a_rate_is_that_of_the_last_rounds() -> None:
     rate = Rate()
     assert rate.tokens_per_second == 0.0
     rate.add(2, 1.0)
     rate.add(4, 1.0)
-    assert rate.tokens_per_second == pytest.approx((0.9 * 2 + 4) / 1.9)
-    assert rate.rounds == 2
+    assert rate.tokens_per_second == pytest.approx(3.0)
+    for _ in range(100):
+        rate.add(1, 0.5)
+    assert rate.tokens_per_second == pytest.approx(2.0)
+    assert rate.rounds == 102
+
+
+def test_a_known_plain_speed_needs_no_warm_up() -> None:
+    plain = Rate()
+    assert runs(Machine(plain=1.0, drafting=1.5, tokens=2).run(PayCheck(3, plain=plain), 20)) == [
+        (0, 3),
+        (3, 17),
+    ]
+    assert runs(Machine(plain=1.0, drafting=1.5, tokens=2).run(PayCheck(3, plain=plain), 20)) == [(3, 20)]
