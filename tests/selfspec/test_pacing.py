@@ -114,8 +114,6 @@ def test_a_rate_is_that_of_the_last_rounds() -> None:
 
 def test_a_known_plain_speed_needs_no_warm_up() -> None:
     plain = Rate()
-    assert runs(Machine(plain=1.0, drafting=1.5, tokens=2).run(PayCheck(3, plain=plain), 20)) == [
-        (0, 3),
-        (3, 17),
-    ]
-    assert runs(Machine(plain=1.0, drafting=1.5, tokens=2).run(PayCheck(3, plain=plain), 20)) == [(3, 20)]
+    first, second = (Machine(plain=1.0, drafting=1.5, tokens=2) for _ in range(2))
+    assert runs(first.run(PayCheck(3, plain=plain), 20)) == [(0, 3), (3, 17)]
+    assert runs(second.run(PayCheck(3, plain=plain), 20)) == [(3, 20)]
