@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from selfspec.benchmarking.report import Report
     from selfspec.cli.loading import Loaded
 
+_LIVELY = 47
+"""A bundled prompt whose greedy continuation is code that goes somewhere: many soon repeat themselves."""
+
 
 def command(
     model: options.Model = None,
@@ -21,7 +24,10 @@ def command(
     limit: options.Limit = 8,
     prompt_tokens: options.PromptTokens = 128,
     max_new_tokens: options.NewTokens = 128,
-    number: Annotated[int, typer.Option(min=1, help="Which prompt to write on screen, from 1.")] = 1,
+    number: Annotated[
+        int | None,
+        typer.Option(min=1, help="Which prompt to write on screen, from 1. [default: a lively one]"),
+    ] = None,
     as_json: options.Json = False,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -37,6 +43,8 @@ def command(
     texts = read_prompts(prompts or bundled_prompts())
     loaded = load(model, dtype, device, threads)
     ids = tokenized(loaded.tokenizer, texts, prompt_tokens, None)
+    if number is None:
+        number = 1 if prompts else min(_LIVELY, len(ids))
     if number > len(ids):
         raise PromptsError(f"number={number}: there are {len(ids)} prompts")
     chosen = [ids[number - 1], *ids[: number - 1], *ids[number:]][:limit]
