@@ -14,6 +14,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopP
 import selfspec
 from layer_skip.decoder import LayeredDecoder
 from selfspec.cache import KVCache
+from selfspec.shapes import probe
 
 SETTINGS = [{"exit_layer": e, "draft_length": k} for e, k in ((1, 0), (1, 1), (1, 8), (2, 3), (3, 2), (3, 8))]
 SAMPLING = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 0, "max_new_tokens": 16}
@@ -26,6 +27,17 @@ PROMPT = torch.tensor([3, 1, 4, 1, 5])
 def test_sampled_text_does_not_depend_on_exit_layer_or_draft_length(family: str) -> None:
     model = tiny_model(family)
     request = {**random_prompts(*ROWS), **SAMPLING}
+    texts = [out for _, out in texts_of(model, SETTINGS, **request)]
+    for setting, out in zip(SETTINGS, texts, strict=True):
+        assert torch.equal(out, texts[0]), setting
+
+
+@pytest.mark.parametrize("sampling", [{}, SAMPLING], ids=["greedy", "coupled"])
+def test_text_in_bf16_does_not_depend_on_them_either(family: str, sampling: dict[str, Any]) -> None:
+    model = tiny_model(family).bfloat16()
+    if not probe(LayeredDecoder(model)).exact:
+        pytest.skip("this machine offers no shapes with bit-equal rows, and the statistics say so")
+    request = {**random_prompts(14, 30, 1, 9), **sampling, "max_new_tokens": 40}
     texts = [out for _, out in texts_of(model, SETTINGS, **request)]
     for setting, out in zip(SETTINGS, texts, strict=True):
         assert torch.equal(out, texts[0]), setting
