@@ -239,17 +239,25 @@ def test_a_prompt_of_one_token_needs_no_prefill(family: str) -> None:
 
 
 def test_the_pacer_is_told_of_every_round(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, int, float]] = []
+    seen: list[tuple[int, float, float]] = []
     observe = selfspec.pacing.FixedLength.observe
 
-    def spy(self: Any, length: int, tokens: int, seconds: float) -> None:
+    def spy(self: Any, length: int, tokens: float, seconds: float) -> None:
         seen.append((length, tokens, seconds))
         observe(self, length, tokens, seconds)
 
     monkeypatch.setattr(selfspec.pacing.FixedLength, "observe", spy)
     selfspec.wrap(llama, exit_layer=2, draft_length=3)
-    llama.generate(**random_prompts(5, 9), max_new_tokens=12)
+    per_round: list[list[int]] = []
+
+    def note(event: Any) -> None:
+        while len(per_round) <= len(seen):
+            per_round.append([])
+        per_round[len(seen)].append(len(event.committed))
+
+    llama.generate(**random_prompts(5, 9), max_new_tokens=12, on_round=note)
     stats = llama.speculation.stats
-    assert len(seen) == stats.rounds
-    assert sum(tokens for _, tokens, _ in seen) == stats.tokens == 24
+    assert len(seen) == len(per_round) == stats.rounds
+    assert [tokens for _, tokens, _ in seen] == [sum(row) / len(row) for row in per_round]  # per row
+    assert sum(map(sum, per_round)) == stats.tokens == 24
     assert all(0 <= length <= 3 and seconds > 0 for length, _, seconds in seen)
