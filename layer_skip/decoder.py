@@ -1,7 +1,7 @@
 """LayeredDecoder: embed, run layers [a, b), read logits, over the model's own modules."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layer_skip.attention import ATTENTION
 from layer_skip.families import UnsupportedModelError, family_of
-from layer_skip.span import Span, causal_mask
+from layer_skip.span import Span, causal_mask, tree_mask
 
 
 class LayeredDecoder:
@@ -56,6 +56,24 @@ class LayeredDecoder:
         return len(self._layers)
 
     @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, as shells that share every submodule with the model's."""
+        return self._layers
+
+    @property
+    def head(self) -> nn.Module:
+        """The LM head, without the norm in front of it."""
+        return self._head
+
+    def with_modules(self, table: Mapping[nn.Module, nn.Module], n_layers: int) -> "LayeredDecoder":
+        """A decoder of layers [0, n_layers) with the modules in `table` replaced; the rest is shared."""
+        other = copy.copy(self)
+        other._layers = [_replaced(layer, table) for layer in self._layers[:n_layers]]
+        other._windows = self._windows[:n_layers]
+        other._head = _replaced(self._head, table)
+        return other
+
+    @property
     def vocab_size(self) -> int:
         return int(self.config.vocab_size)
 
@@ -87,16 +105,26 @@ class LayeredDecoder:
             if weight is not None and weight.dim() == 2:
                 yield module
 
-    def span(self, positions: Tensor, key_length: int, start: int | None) -> Span:
-        """Rotary angles and masks for tokens at `positions` [B, m] over `key_length` cache slots."""
+    def span(
+        self, positions: Tensor, key_length: int, start: int | None, ancestors: Tensor | None = None
+    ) -> Span:
+        """Rotary angles and masks for tokens at `positions` [B, m] over `key_length` cache slots.
+
+        `ancestors` [m, m] (bool) makes them candidates of a tree, see `tree_mask`; else they are consecutive.
+        """
         rope = None
         if self._rotary is not None:
             like = torch.empty(0, dtype=self.dtype, device=positions.device)
             rope = self._rotary(like, positions)
-        masks = {
-            window: causal_mask(positions, key_length, window, self.dtype) for window in set(self._windows)
-        }
-        return Span(positions=positions, rope=rope, masks=masks, start=start)
+        slots, masks = positions, {}
+        for window in set(self._windows):
+            if ancestors is None:
+                masks[window] = causal_mask(positions, key_length, window, self.dtype)
+            else:
+                masks[window] = tree_mask(positions, key_length, window, self.dtype, ancestors)
+        if ancestors is not None:
+            slots = positions[:, :1] + torch.arange(positions.shape[1], device=positions.device)
+        return Span(positions=positions, slots=slots, rope=rope, masks=masks, start=start)
 
     def embed(self, tokens: Tensor, span: Span) -> Tensor:
         """Hidden states [B, m, D] in front of layer 0 for tokens [B, m]."""
@@ -110,8 +138,19 @@ class LayeredDecoder:
             hidden = hidden + nn.functional.embedding(rows, self._positions.weight)
         return hidden
 
-    def run(self, hidden: Tensor, first: int, last: int, span: Span, cache: object) -> Tensor:
-        """Run layers [first, last) on hidden [B, m, D]; `cache` takes their K/V through `update`."""
+    def run(
+        self,
+        hidden: Tensor,
+        first: int,
+        last: int,
+        span: Span,
+        cache: object,
+        watch: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Run layers [first, last) on hidden [B, m, D]; `cache` takes their K/V through `update`.
+
+        `watch` is shown the states after every layer, with the number of layers that have run.
+        """
         arguments = {
             "position_ids": span.positions,
             "position_embeddings": span.rope,
@@ -120,9 +159,11 @@ class LayeredDecoder:
         }
         if span.rope is None:
             del arguments["position_embeddings"]
-        for layer, window in zip(self._layers[first:last], self._windows[first:last], strict=True):
-            output = layer(hidden, attention_mask=span.masks[window], **arguments)
+        for index in range(first, last):
+            output = self._layers[index](hidden, attention_mask=span.masks[self._windows[index]], **arguments)
             hidden = output[0] if isinstance(output, tuple) else output
+            if watch is not None:
+                watch(index + 1, hidden)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -151,6 +192,18 @@ def _with_our_attention(layer: nn.Module, attention: str) -> nn.Module:
     attention_shell.config._attn_implementation = ATTENTION
     shell = copy.copy(layer)
     shell._modules = {**layer._modules, attention: attention_shell}
+    return shell
+
+
+def _replaced(module: nn.Module, table: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """`module` with its parts looked up in `table`; a shell where any was found, itself where none was."""
+    if module in table:
+        return table[module]
+    parts = {name: part and _replaced(part, table) for name, part in module._modules.items()}
+    if all(parts[name] is part for name, part in module._modules.items()):
+        return module
+    shell = copy.copy(module)
+    shell._modules = parts
     return shell
 
 

@@ -1,5 +1,6 @@
 """The one KV cache: preallocated, shared by draft and verification, rolled back by a length per row."""
 
+import torch
 from torch import Tensor
 
 from layer_skip.span import Span
@@ -8,9 +9,9 @@ from layer_skip.span import Span
 class KVCache:
     """Keys and values of every layer, [B, Hkv, capacity, Dh] each, allocated when a layer first writes.
 
-    A token's slot is its position in its own row (rows are kept without padding). Slots past a row's
-    committed length are scratch: drafted tokens write there, and what is not accepted is overwritten. So
-    rollback is a smaller length, kept by the engine; nothing is copied.
+    A committed token's slot is its position in its own row (rows are kept without padding). Slots past a
+    row's committed length are scratch: drafted tokens write there, and what is not accepted is overwritten.
+    So rollback is a smaller length, kept by the engine; only an accepted branch of a tree is ever copied.
 
     Args:
         rows: B.
@@ -38,8 +39,22 @@ class KVCache:
         self.keys = [None if tensor is None else tensor[rows] for tensor in self.keys]
         self.values = [None if tensor is None else tensor[rows] for tensor in self.values]
 
+    def gather(self, starts: Tensor, columns: Tensor) -> None:
+        """Bring an accepted path together: slots start + columns move to start, start + 1, ... in all layers.
+
+        Args:
+            starts: [B], the slot of each row's last committed token.
+            columns: [B, d], where in the round the tokens of the path stand.
+        """
+        sources = (starts[:, None] + columns)[:, None, :, None]
+        targets = (starts[:, None] + torch.arange(columns.shape[1], device=starts.device))[:, None, :, None]
+        for tensor in (*self.keys, *self.values):
+            if tensor is not None:
+                shape = (-1, tensor.shape[1], -1, tensor.shape[3])
+                tensor.scatter_(2, targets.expand(shape), tensor.gather(2, sources.expand(shape)))
+
     def window(self, span: Span, rows: slice | None = None) -> "CacheWindow":
-        """A view for one pass: writes at the span's positions, reads its first `key_length` slots."""
+        """A view for one pass: writes to the span's slots, reads its first `key_length` slots."""
         return CacheWindow(self, span, rows)
 
     def layer(self, index: int, like_key: Tensor, like_value: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +95,7 @@ class CacheWindow:
             keys[:, :, start : start + key.shape[2]] = key
             values[:, :, start : start + key.shape[2]] = value
         else:
-            slots = self._span.positions[:, None, :, None]
+            slots = self._span.slots[:, None, :, None]
             keys.scatter_(2, slots.expand_as(key), key)
             values.scatter_(2, slots.expand_as(value), value)
         return keys[:, :, :length], values[:, :, :length]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.span import Span
@@ -12,17 +13,18 @@ from selfspec.cache import KVCache
 from selfspec.modes import Mode
 from selfspec.pacing import Pacer
 from selfspec.processing import Processors
-from selfspec.round import Draft, Round
+from selfspec.round import Draft
 from selfspec.rows import RoundEvent, Rows
 from selfspec.shapes import ShapePlan
 from selfspec.stats import Stats
+from selfspec.tree import Tree
 
 
 class Drafter(Protocol):
     """A draft strategy (`selfspec.drafting` has one file for each)."""
 
-    def draft(self, call: "Call", round_: Round) -> Draft:
-        """Draft up to `round_.length` tokens for every active row of `call`."""
+    def draft(self, call: "Call", length: int) -> Draft:
+        """Candidates up to `length` tokens deep for every active row of `call`; none at all for 0."""
 
 
 @dataclass
@@ -40,24 +42,31 @@ class Call:
     prefill_alone: bool
     """Prefill every prompt by itself, so that its K/V do not depend on who shares the batch."""
     stats: Stats = field(default_factory=Stats)
+    watch: Callable[[int, Tensor], None] | None = None
+    """Shown the hidden states behind every layer during prefill, see `LayeredDecoder.run`."""
     on_round: Callable[[RoundEvent], None] | None = None
     on_commit: Callable[[Rows], None] | None = None
     """Called after every round, for streamers."""
 
-    def span(self, starts: list[int], width: int) -> Span:
-        """Positions [start, start + width) of every row, over cache slots that are made to exist."""
+    def span(self, starts: list[int], width: int, tree: Tree | None = None) -> Span:
+        """Slots [start, start + width) of every row, made to exist: consecutive tokens, or a tree's."""
         key_length = self.shapes.key_length(max(starts) + width)
         self.cache.reserve(key_length)
         device = self.rows.sequences.device
-        positions = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
-        return self.decoder.span(positions, key_length, starts[0] if len(set(starts)) == 1 else None)
+        start = starts[0] if len(set(starts)) == 1 else None
+        first = torch.tensor(starts, device=device)[:, None]
+        if tree is None or tree.is_chain:
+            return self.decoder.span(first + torch.arange(width, device=device), key_length, start)
+        positions = first + torch.tensor(tree.padded_depths(width), device=device)
+        return self.decoder.span(positions, key_length, start, tree.ancestors(width).to(device))
 
-    def open_round(self) -> Round:
-        """Choose K and lay out the round's positions."""
+    def lay_out(self, tree: Tree) -> Span:
+        """Open a round with these candidates: where they stand, and room for the padding of its passes."""
+        rows = len(self.rows.active)
+        passes = [(0, tree.size), (tree.n_inner, tree.size), *((run.first, run.last) for run in tree.levels)]
+        width = max(first + self.shapes.width(rows, last - first) for first, last in passes)
         starts = self.rows.cached
-        length = self.pacer.draft_length(self.rows.remaining)
-        step_width = self.shapes.width(len(starts), 1)
-        width = max(length + step_width, self.shapes.width(len(starts), length + 1))
-        span = self.span(starts, width)
-        self.mode.open(span.positions[:, : length + 1] + 1)
-        return Round(length, span, step_width)
+        span = self.span(starts, width, tree)
+        first = torch.tensor(starts, device=span.slots.device)[:, None] + 1
+        self.mode.open(first + torch.arange(tree.depth + 1, device=first.device))
+        return span

@@ -1,10 +1,15 @@
 """Settings of a wrapped model: frozen, and refused at once when they are impossible."""
 
 import difflib
+import functools
+import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from selfspec.tree import Tree, TreeOfDepth, chain, cut, with_siblings
+
 MAX_DRAFT_LENGTH = 64
+DRAFTS = ("auto", "early_exit", "low_bit", "lookup", "hybrid")
 
 Auto = Literal["auto"]
 
@@ -21,11 +26,27 @@ class SpeculationConfig:
         ConfigError: a value out of its range, with the allowed ones in the message.
     """
 
+    draft: Literal["auto", "early_exit", "low_bit", "lookup", "hybrid"] = "auto"
+    """Where candidates come from. "early_exit": the first E layers as they are. "low_bit": the first E layers
+    in a view of few bits. "lookup": what came after the text read like this before. "hybrid": lookup, and
+    where that finds nothing the model's own layers (in low bits if a view fits). "auto": measures and
+    chooses; with a number for `exit_layer` it means "early_exit"."""
     exit_layer: int | Auto = "auto"
-    """E: the draft runs layers [0, E), 1 <= E < number of layers; "auto" measures on the first prompt."""
+    """E: the draft runs layers [0, E), 1 <= E < number of layers, in low bits up to all of them."""
     draft_length: int | Auto = "auto"
     """K: tokens drafted in a round, 0 for plain autoregression. A number is used as it is; "auto" also stops
     drafting where it does not pay."""
+    tree: Literal["chain", "siblings"] | tuple[int, ...] = "chain"
+    """How candidates follow each other: a chain, a chain with the second choice beside each token, or a tree
+    of your own as the parents of its nodes 1, 2, ... (0 is the last committed token), see `selfspec.tree`.
+    Trees verify more tokens in a pass, and in bf16 they may flip a near-tie: branches stand elsewhere in the
+    cache, where sums round differently."""
+    draft_bits: Literal[4, 8] = 4
+    """Bits of the low-bit view."""
+    draft_memory: int | str | None = None
+    """Most memory that a low-bit view may add, in bytes or as "1GiB"; the largest view that fits is made."""
+    corpus: str | None = None
+    """A text file whose token sequences lookup may follow as well, read with the model's own tokenizer."""
     acceptance: Literal["coupled", "rejection"] = "coupled"
     """How sampled text is verified; greedy decoding is the same in both."""
     confidence_threshold: float = 0.0
@@ -38,14 +59,48 @@ class SpeculationConfig:
     def __post_init__(self) -> None:
         _check_int("exit_layer", self.exit_layer, 1, None)
         _check_int("draft_length", self.draft_length, 0, MAX_DRAFT_LENGTH)
-        if self.acceptance not in ("coupled", "rejection"):
-            raise ConfigError(f"acceptance={self.acceptance!r}: allowed are 'coupled' and 'rejection'")
+        _check_choice("draft", self.draft, DRAFTS)
+        _check_choice("draft_bits", self.draft_bits, (4, 8))
+        _check_choice("acceptance", self.acceptance, ("coupled", "rejection"))
+        for name in ("deterministic", "strict"):
+            _check_choice(name, getattr(self, name), (True, False))
+        self._check_tree()
+        parse_bytes(self.draft_memory)
         threshold = self.confidence_threshold
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
             raise ConfigError(f"confidence_threshold={threshold!r}: a number from 0 (never stop) to below 1")
-        for name in ("deterministic", "strict"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name}={getattr(self, name)!r}: allowed are True and False")
+        if threshold and self.tree != "chain":
+            raise ConfigError(
+                f"confidence_threshold={threshold}: it stops chains; a tree={self.tree!r} has one shape"
+            )
+
+    def _check_tree(self) -> None:
+        if isinstance(self.tree, tuple):
+            try:
+                Tree.of(self.tree)
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"tree={self.tree!r}: {error}") from error
+        else:
+            _check_choice("tree", self.tree, ("chain", "siblings"))
+        if self.tree != "chain" and self.acceptance == "rejection":
+            raise ConfigError(
+                f"tree={self.tree!r} with acceptance='rejection': the rejection rule needs candidates drawn "
+                "independently from the draft, and a tree's are its likeliest tokens; use 'coupled'"
+            )
+
+    @property
+    def shape(self) -> TreeOfDepth:
+        """The tree to draft at a given depth."""
+        if isinstance(self.tree, tuple):
+            return functools.partial(cut, Tree.of(self.tree))
+        return with_siblings if self.tree == "siblings" else chain
+
+    @property
+    def kind(self) -> str:
+        """`draft`, with "auto" resolved where a number for E or K has already chosen."""
+        if self.draft == "auto" and (self.exit_layer != "auto" or self.draft_length == 0):
+            return "early_exit"
+        return self.draft
 
     @classmethod
     def of(cls, **settings: Any) -> "SpeculationConfig":
@@ -59,12 +114,40 @@ class SpeculationConfig:
         return cls(**settings)
 
     def check_model(self, n_layers: int) -> None:
-        """Raise ConfigError if the exit layer is not below the model's last layer."""
-        if self.exit_layer != "auto" and self.exit_layer >= n_layers:
+        """Raise ConfigError if the exit layer is past the last one that can draft."""
+        if self.exit_layer == "auto":
+            return
+        deepest = n_layers if self.kind in ("low_bit", "hybrid") else n_layers - 1
+        if self.exit_layer > deepest:
+            whole = f"; draft='low_bit' can draft with all {n_layers}" if self.exit_layer == n_layers else ""
             raise ConfigError(
                 f"exit_layer={self.exit_layer}: this model has {n_layers} layers, "
-                f"allowed are 1 to {n_layers - 1} or 'auto'"
+                f"allowed are 1 to {deepest} or 'auto'{whole}"
             )
+
+
+def parse_bytes(memory: int | str | None) -> int | None:
+    """Bytes of "1GiB", "300 MB" or a number; None for no limit.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if memory is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(memory), re.IGNORECASE)
+    if isinstance(memory, (bool, float)) or match is None:
+        raise ConfigError(f'draft_memory={memory!r}: allowed are bytes, or a text such as "512MiB" or "1GB"')
+    unit = match[2].upper().rstrip("B")
+    step = 1024 if unit.endswith("I") else 1000
+    return int(float(match[1]) * step ** ("KMGT".index(unit[0]) + 1 if unit else 0))
+
+
+def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    # By type as well: True == 1, and a flag is no number.
+    if not any(value == choice and type(value) is type(choice) for choice in allowed):
+        near = difflib.get_close_matches(str(value), map(str, allowed), n=1)
+        hint = f" (nearest: {near[0]!r})" if near else ""
+        raise ConfigError(f"{name}={value!r}: allowed are {', '.join(map(repr, allowed))}{hint}")
 
 
 def _check_int(name: str, value: object, least: int, most: int | None) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from selfspec.call import Call
-from selfspec.round import Draft, Round
+from selfspec.round import NOTHING, Draft, Verdict
 from selfspec.rows import RoundEvent
 
 PREFILL_CHUNK = 512
@@ -19,14 +19,14 @@ def speculate(call: Call) -> None:
     prefill(call)
     while call.rows.active:
         began = time.perf_counter()
-        rows, round_ = len(call.rows.active), call.open_round()
-        draft = call.drafter.draft(call, round_)
-        scores = verify(call, draft, round_)
-        accepted, committed = call.mode.accept(draft, scores)
-        tokens = commit(call, draft, accepted, committed)
+        rows = len(call.rows.active)
+        draft = call.drafter.draft(call, call.pacer.draft_length(call.rows.remaining))
+        scores = verify(call, draft)
+        verdict = call.mode.accept(draft, scores)
+        tokens = commit(call, draft, verdict)
         seconds = time.perf_counter() - began
         call.stats.round_seconds += seconds
-        call.pacer.observe(draft.tokens.shape[1], tokens / rows, seconds)
+        call.pacer.observe(draft.tree.depth, tokens / rows, seconds)
 
 
 def prefill(call: Call) -> None:
@@ -44,37 +44,44 @@ def prefill(call: Call) -> None:
             columns = (span.positions + pads).clamp(max=rows.prompt_width - 1)
             tokens = rows.sequences[group].gather(1, columns)
             hidden = call.decoder.embed(tokens, span)
-            call.decoder.run(hidden, 0, call.decoder.n_layers, span, call.cache.window(span, group))
+            window = call.cache.window(span, group)
+            call.decoder.run(hidden, 0, call.decoder.n_layers, span, window, call.watch)
     call.stats.prefill_seconds += time.perf_counter() - began
 
 
-def verify(call: Call, draft: Draft, round_: Round) -> Tensor:
-    """The target's processed scores [B, K+1, V]: layers [exact_layers, L) on the draft in one pass."""
-    count = draft.hidden.shape[1]
-    width = call.shapes.width(len(draft.hidden), count)
-    span = round_.span.narrow(0, width)
+def verify(call: Call, draft: Draft) -> Tensor:
+    """The target's processed scores [B, n+1, V]: layers [exact_layers, L) on the draft in one pass."""
+    rows, count = draft.hidden.shape[:2]
+    width = call.shapes.width(rows, count)
+    span = draft.span.narrow(0, width)
     spare = draft.hidden[:, -1:].expand(-1, width - count, -1)
     hidden = torch.cat([draft.hidden, spare], dim=1)
     window = call.cache.window(span)
     hidden = call.decoder.run(hidden, draft.exact_layers, call.decoder.n_layers, span, window)
-    return call.processors(call.decoder.logits(hidden)[:, :count], call.rows, 0)
+    logits = call.decoder.logits(hidden)[:, :count]
+    return call.processors(logits, call.rows, draft.tokens, draft.tree.paths)
 
 
-def commit(call: Call, draft: Draft, accepted: Tensor, committed: Tensor) -> int:
+def commit(call: Call, draft: Draft, verdict: Verdict) -> int:
     """Append what was accepted, drop finished rows; return the number of tokens committed.
 
-    The cache needs no work: a row's length is its committed tokens, and what lies beyond is scratch.
+    After a chain the cache needs no work: a row's length is its committed tokens, and what lies beyond is
+    scratch. An accepted branch of a tree is brought together first.
     """
     rows = call.rows
+    if verdict.columns is not None:
+        call.cache.gather(draft.span.slots[:, 0], verdict.columns)
     kept, total = [], 0
-    drafted, counts, tokens = draft.drafted.tolist(), accepted.tolist(), committed.tolist()
+    drafted, deepest = draft.drafted.tolist(), draft.deepest.tolist()
+    counts, tokens = verdict.accepted.tolist(), verdict.tokens.tolist()
     for i, row in enumerate(rows.active):
         new, finished = rows.append(row, tokens[i][: counts[i] + 1])
+        accepted = min(counts[i], len(new))
         total += len(new)
-        call.stats.count_row(drafted[i], min(counts[i], len(new)), len(new))
+        call.stats.count_row(drafted[i], deepest[i], accepted, len(new))
         if call.on_round is not None:
-            candidates = draft.tokens[i, : drafted[i]].tolist()
-            call.on_round(RoundEvent(row, candidates, min(counts[i], len(new)), new))
+            candidates = [token for token in draft.tokens[i].tolist() if token != NOTHING]
+            call.on_round(RoundEvent(row, candidates, deepest[i], accepted, new))
         if not finished:
             kept.append(i)
     call.stats.rounds += 1

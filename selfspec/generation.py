@@ -56,7 +56,7 @@ def decode(
     mask = model_arguments.get("attention_mask")
     check_prompts(input_ids, mask, decoder.vocab_size, decoder.max_positions)
     rows = _rows(decoder, input_ids, mask, generation_config, stopping_criteria)
-    call = _call(speculation, decoder, rows, generation_config, logits_processor)
+    call = _call(speculation, model, decoder, rows, generation_config, logits_processor)
     call.on_round = on_round
     if streamer is not None:
         if not prompt_streamed:
@@ -66,7 +66,7 @@ def decode(
     if streamer is not None:
         streamer.end()
     call.stats.calls, call.stats.seconds = 1, time.perf_counter() - began
-    speculation.finish(call.stats, bool(generation_config.do_sample))
+    speculation.finish(call.stats)
     sequences = rows.output()
     if not generation_config.return_dict_in_generate:
         return sequences
@@ -108,6 +108,7 @@ def _rows(
 
 def _call(
     speculation: "Speculation",
+    model: Any,
     decoder: LayeredDecoder,
     rows: Rows,
     config: GenerationConfig,
@@ -115,7 +116,7 @@ def _call(
 ) -> Call:
     shapes = speculation.shapes(decoder)
     slots = rows.sequences.shape[1]
-    drafter, pacer, stats = speculation.strategy(decoder, rows, shapes, bool(config.do_sample))
+    drafter, pacer, stats, reading = speculation.strategy(model, decoder, rows, bool(config.do_sample))
     return Call(
         decoder=decoder,
         cache=KVCache(len(rows.active), decoder.n_layers, shapes.key_length(min(slots, 4096))),
@@ -127,6 +128,7 @@ def _call(
         shapes=shapes,
         prefill_alone=speculation.config.deterministic,
         stats=stats,
+        watch=None if reading is None else reading.watch,
     )
 
 

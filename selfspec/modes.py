@@ -5,8 +5,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from selfspec.acceptance import accept_matching, accept_rejection
-from selfspec.round import Draft
+from selfspec.acceptance import accept_in_tree, accept_matching, accept_rejection
+from selfspec.round import Draft, Verdict
 from selfspec.sampling import gumbel, position_keys, uniform
 
 _NOISE_BUDGET = 1 << 18
@@ -17,13 +17,13 @@ class Mode(Protocol):
     """One way to turn scores into tokens, the same for draft and target."""
 
     def open(self, positions: Tensor) -> None:
-        """A round begins: positions [B, K+1] are those of the tokens that it may commit."""
+        """A round begins: positions [B, depth+1] are those of the tokens that it may commit."""
 
-    def choose(self, scores: Tensor, step: int) -> Tensor:
-        """Draft tokens [B] from processed scores [B, V] of draft step `step`."""
+    def candidates(self, scores: Tensor, depth: int, count: int) -> Tensor:
+        """The likeliest tokens [B, w, count], best first, from a draft's processed scores [B, w, V]."""
 
-    def accept(self, draft: Draft, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """accepted [B] and committed [B, K+1] from the target's processed scores [B, K+1, V]."""
+    def accept(self, draft: Draft, scores: Tensor) -> Verdict:
+        """What stands of a draft, from the target's processed scores [B, n+1, V]."""
 
     def keep(self, rows: Tensor) -> None:
         """Only these rows go on."""
@@ -35,11 +35,11 @@ class Greedy:
     def open(self, positions: Tensor) -> None:
         pass
 
-    def choose(self, scores: Tensor, step: int) -> Tensor:
-        return scores.argmax(dim=-1)
+    def candidates(self, scores: Tensor, depth: int, count: int) -> Tensor:
+        return _likeliest(scores, count)
 
-    def accept(self, draft: Draft, scores: Tensor) -> tuple[Tensor, Tensor]:
-        return accept_matching(draft.tokens, draft.drafted, _argmax(scores))
+    def accept(self, draft: Draft, scores: Tensor) -> Verdict:
+        return _matching(draft, _argmax(scores))
 
     def keep(self, rows: Tensor) -> None:
         pass
@@ -74,13 +74,13 @@ class Coupled:
         rows = torch.arange(len(positions), device=positions.device)[:, None]
         self._noise = self._block[rows, column[:, None] + torch.arange(count, device=positions.device)]
 
-    def choose(self, scores: Tensor, step: int) -> Tensor:
-        return (scores + self._noise[:, step]).argmax(dim=-1)
+    def candidates(self, scores: Tensor, depth: int, count: int) -> Tensor:
+        return _likeliest(scores + self._noise[:, depth : depth + 1], count)
 
-    def accept(self, draft: Draft, scores: Tensor) -> tuple[Tensor, Tensor]:
-        return accept_matching(
-            draft.tokens, draft.drafted, _argmax(scores + self._noise[:, : scores.shape[1]])
-        )
+    def accept(self, draft: Draft, scores: Tensor) -> Verdict:
+        # Branches share the noise of their depth: it belongs to the position, whatever stands there.
+        noise = self._noise if draft.tree.is_chain else self._noise[:, list(draft.tree.depths)]
+        return _matching(draft, _argmax(scores + noise[:, : scores.shape[1]]))
 
     def keep(self, rows: Tensor) -> None:
         self._requests, self._first, self._block = self._requests[rows], self._first[rows], self._block[rows]
@@ -105,22 +105,44 @@ class Rejection:
         self._positions = positions + (self._round << 32)
         self._q = []
 
-    def choose(self, scores: Tensor, step: int) -> Tensor:
-        self._q.append(scores.softmax(dim=-1))
-        keys = position_keys(self._seed, self._requests, self._positions[:, step : step + 1], self._DRAFT)
-        return (scores + gumbel(keys, self._vocab)[:, 0]).argmax(dim=-1)
+    def candidates(self, scores: Tensor, depth: int, count: int) -> Tensor:
+        self._q.append(scores[:, 0].softmax(dim=-1))
+        keys = position_keys(self._seed, self._requests, self._positions[:, depth : depth + 1], self._DRAFT)
+        return (scores + gumbel(keys, self._vocab)).argmax(dim=-1, keepdim=True)
 
-    def accept(self, draft: Draft, scores: Tensor) -> tuple[Tensor, Tensor]:
+    def accept(self, draft: Draft, scores: Tensor) -> Verdict:
         _argmax(scores)
         p = scores.softmax(dim=-1)
-        q = torch.stack(self._q[: draft.tokens.shape[1]], dim=1) if draft.tokens.shape[1] else p[:, :0]
+        q = self._drafted_from(draft, p)
         positions = self._positions[:, : draft.tokens.shape[1]]
         uniforms = uniform(position_keys(self._seed, self._requests, positions, self._ACCEPT), 1)[..., 0]
         keys = position_keys(self._seed, self._requests, self._positions[:, :1], self._NEXT)
-        return accept_rejection(draft.tokens, draft.drafted, q, p, uniforms, gumbel(keys, self._vocab)[:, 0])
+        return accept_rejection(draft.tokens, q, p, uniforms, gumbel(keys, self._vocab)[:, 0])
+
+    def _drafted_from(self, draft: Draft, p: Tensor) -> Tensor:
+        """q [B, K, V]: what the draft drew from; a token that was found is drawn from itself alone."""
+        count = draft.tokens.shape[1]
+        drawn = torch.stack(self._q[:count], dim=1) if self._q and count else torch.zeros_like(p[:, :count])
+        if draft.given is None:
+            return drawn
+        drawn = torch.nn.functional.pad(drawn, (0, 0, 0, count - drawn.shape[1]))
+        found = torch.nn.functional.one_hot(draft.tokens.clamp(min=0), p.shape[2]).to(p.dtype)
+        return torch.where(draft.given[:, None, None], found, drawn)
 
     def keep(self, rows: Tensor) -> None:
         self._requests = self._requests[rows]
+
+
+def _matching(draft: Draft, choices: Tensor) -> Verdict:
+    if draft.tree.is_chain:
+        return accept_matching(draft.tokens, choices)
+    return accept_in_tree(draft.tokens, choices, draft.tree)
+
+
+def _likeliest(scores: Tensor, count: int) -> Tensor:
+    if count == 1:  # several times cheaper than topk
+        return scores.argmax(dim=-1, keepdim=True)
+    return scores.topk(count, dim=-1).indices
 
 
 def _argmax(scores: Tensor) -> Tensor:

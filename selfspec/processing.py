@@ -40,11 +40,15 @@ class Processors:
         self._rows: dict[int, LogitsProcessorList] = {}
         self.reads_prefix = any(type(processor) not in _PREFIX_FREE for processor in processors)
 
-    def __call__(self, logits: Tensor, rows: Rows, offset: int) -> Tensor:
-        """Scores [B, m, V] in float32 for logits [B, m, V] of a round's positions `offset`, `offset` + 1, ...
+    def __call__(
+        self, logits: Tensor, rows: Rows, candidates: Tensor, paths: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Scores [B, m, V] in float32 for logits [B, m, V] of the last committed token and of candidates.
 
-        Position 0 predicts the first token after the committed ones. For later positions the drafted tokens
-        must stand in the rows' scratch columns (`note`) where a processor reads the prefix.
+        Args:
+            candidates: [B, n] draft tokens.
+            paths: for each of the m columns the candidates between the last committed token and the one
+                that it predicts, as columns of `candidates`; the root's is empty.
         """
         scores = logits.float()
         if not self._list:
@@ -53,9 +57,12 @@ class Processors:
             flat = scores.flatten(0, 1)
             return self._list(rows.sequences[:1, : rows.prompt_width], flat).view_as(scores)
         out = torch.empty_like(scores)
+        drafted = candidates.clamp(min=0)
         for i, (row, end) in enumerate(zip(rows.active, rows.ends(), strict=True)):
-            for j in range(scores.shape[1]):
-                prefix = rows.sequences[row : row + 1, : end + offset + j]
+            for j, path in enumerate(paths):
+                # The row's scratch columns take the candidates, so that a prefix is one piece.
+                rows.sequences[row, end : end + len(path)] = drafted[i, list(path)]
+                prefix = rows.sequences[row : row + 1, : end + len(path)]
                 out[i, j] = self._of_row(row)(prefix, scores[i, j][None].clone())[0]
         return out
 
@@ -64,12 +71,6 @@ class Processors:
         if row not in self._rows:
             self._rows[row] = LogitsProcessorList(_for_row(processor, row) for processor in self._list)
         return self._rows[row]
-
-    def note(self, tokens: Tensor, rows: Rows, offset: int) -> None:
-        """Write drafted tokens [B] into the scratch columns, for processors that read the prefix."""
-        if self.reads_prefix:
-            ends = torch.tensor(rows.ends(), device=tokens.device)
-            rows.sequences[rows.active, ends + offset] = tokens
 
 
 def _for_row(processor: object, row: int) -> object:

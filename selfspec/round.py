@@ -1,33 +1,55 @@
-"""The data of one round: its shape, and what a draft hands to verification."""
+"""The data of one round: what a draft hands to verification, and what verification makes of it."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from layer_skip.span import Span
+from selfspec.tree import Tree
 
-
-@dataclass(frozen=True)
-class Round:
-    """The shape of one round, fixed before it starts."""
-
-    length: int
-    """K of this round."""
-    span: Span
-    """Positions from the last committed token on: K+1 of them, and spare ones that pad the passes."""
-    step_width: int
-    """Columns of a draft step: one real, the others padding."""
+NOTHING = -1
+"""Stands where a row has no candidate: no target ever chooses it."""
 
 
 @dataclass(frozen=True)
 class Draft:
     """Candidate tokens of a round, and how far the target has already run on them."""
 
+    tree: Tree
+    """How the candidates follow each other, the same in every row."""
+    span: Span
+    """Where the last committed token and the candidates stand, and spare columns that pad the passes."""
     tokens: Tensor
-    """[B, K] int64"""
-    drafted: Tensor
-    """[B] int64: how many of the K columns each row really drafted (a row may stop early)."""
+    """[B, n] int64; NOTHING where a row drafted less than the others."""
     hidden: Tensor
-    """[B, K+1, D]: the last committed token and the drafted ones, after `exact_layers` layers."""
-    exact_layers: int
+    """[B, n+1, D]: the last committed token and the candidates, after `exact_layers` layers."""
+    exact_layers: int = 0
     """Layers that the target's own weights have run, K/V in the cache; verification runs the others."""
+    given: Tensor | None = None
+    """[B] bool: rows whose tokens were not drawn from the draft's distribution but found (None: no row)."""
+
+    @property
+    def drafted(self) -> Tensor:
+        """Candidates of each row, [B]."""
+        return (self.tokens != NOTHING).sum(dim=1)
+
+    @property
+    def deepest(self) -> Tensor:
+        """Tokens on the longest path that each row drafted, [B]."""
+        if self.tree.is_chain:
+            return self.drafted
+        depths = torch.tensor(self.tree.depths[1:], device=self.tokens.device)
+        return torch.where(self.tokens != NOTHING, depths, 0).amax(dim=1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What stands of a draft."""
+
+    accepted: Tensor
+    """[B]: draft tokens that stand."""
+    tokens: Tensor
+    """[B, depth+1]: the tokens to commit, of which the first accepted+1 count."""
+    columns: Tensor | None = None
+    """[B, depth+1]: where the accepted tokens stood, from the root on; None for a chain (0, 1, 2, ...)."""

@@ -13,7 +13,9 @@ class RoundEvent:
 
     row: int
     drafted: list[int]
-    """Draft tokens, accepted or not."""
+    """Draft tokens, accepted or not: a chain, or all candidates of a tree."""
+    deepest: int
+    """Tokens on the longest path among them: `accepted` can be no more."""
     accepted: int
     committed: list[int]
     """The accepted tokens, then one correction or bonus token; cut where the row finished."""
@@ -75,6 +77,11 @@ class Rows:
         """The last committed token of every active row [B']."""
         ends = torch.tensor(self.ends(), device=self.sequences.device)
         return self.sequences[self.active, ends - 1]
+
+    def committed(self, row: int, start: int = 0) -> list[int]:
+        """Prompt and generated tokens of `row` from the `start`-th on, padding left out."""
+        first = self.pads[row] + start
+        return self.sequences[row, first : self.prompt_width + self.generated[row]].tolist()
 
     def prompts(self) -> list[list[int]]:
         """The prompts without padding."""

@@ -1,23 +1,38 @@
 """What a wrapped model carries: its settings, what was measured of it, and its statistics."""
 
+import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from layer_skip.decoder import LayeredDecoder
+from layer_skip.low_bit import LowBitView, NothingToViewError
 from selfspec.call import Drafter
 from selfspec.config import SpeculationConfig
-from selfspec.drafting import EarlyExit
+from selfspec.drafting import EarlyExit, Lookup, LowBit, ModelDrafter
+from selfspec.drafting.suffix_automaton import SuffixAutomaton
 from selfspec.pacing import FixedLength, Pacer, PayCheck, Rate
 from selfspec.rows import Rows
 from selfspec.shapes import FASTEST, ShapePlan, probe
 from selfspec.stats import Stats
-from selfspec.tuning.first_call import Choice, Measurement, best, measure
+from selfspec.strategy import make_view, read_corpus
+from selfspec.tuning.auto import Auto
+from selfspec.tuning.costs import WIDTHS, time_passes
+from selfspec.tuning.knowledge import LONGEST, Arm, Knowledge
+from selfspec.tuning.reading import Reading, affordable_samples
+
+_READING_SHARE = 0.01
+"""Share of a call's expected time that reading the exits along its prompt may take."""
+_WORTHWHILE_VIEW = 0.75
+"""A view is made for "auto" when its layer takes at most this share of the model's own."""
+_USUAL_SPEEDUP = 3.0
 
 
 class Speculation:
-    """`model.speculation` of a wrapped model. Holds no weights; safe to use from several threads."""
+    """`model.speculation` of a wrapped model; safe to use from several threads.
+
+    Holds no weights but those of the low-bit view, where the settings ask for one.
+    """
 
     def __init__(self, config: SpeculationConfig) -> None:
         self.config = config
@@ -25,64 +40,152 @@ class Speculation:
         """Of the last call."""
         self.total = Stats()
         """Summed over all calls."""
-        self._measurement: Measurement | None = None
-        self._seen: dict[bool, dict[int, tuple[int, int]]] = {False: {}, True: {}}
-        """Draft tokens accepted and looked at by exit layer, of greedy and of sampled calls."""
-        self._plain: dict[int, Rate] = {}
-        """Speed without drafting, by batch size: measured once, so that later calls need not warm up."""
+        self.view: LowBitView | None = None
+        self.view_note = ""
+        """What was viewed in low bits, or why nothing was."""
+        self._corpus: SuffixAutomaton | None = None
+        self._knowledge: Knowledge | None = None
         self._lock = threading.Lock()
+
+    def prepare(self, model: Any, decoder: LayeredDecoder, quiet: bool = False) -> None:
+        """Probe shapes, make the low-bit view and time the passes: all that is done once, at wrap time.
+
+        Raises:
+            ConfigError: the corpus cannot be read.
+        """
+        self.shapes(decoder)
+        kind = self.config.kind
+        if kind in ("lookup", "hybrid"):
+            self._corpus = read_corpus(model, self.config.corpus)
+        exact = time_passes(decoder)
+        if kind in ("low_bit", "hybrid") or (kind == "auto" and self._view_pays(decoder)):
+            self.view, self.view_note = make_view(decoder, self.config)
+            if not quiet:
+                print(f"selfspec: {self.view_note}", file=sys.stderr)
+        low_bit = None if self.view is None else time_passes(self.view.of(decoder))
+        self._knowledge = Knowledge(decoder.n_layers, exact, low_bit, self.config.draft_bits)
 
     def shapes(self, decoder: LayeredDecoder) -> ShapePlan:
         """The shapes to compute at, probed once per shape, dtype and device."""
         return probe(decoder) if self.config.deterministic else FASTEST
 
     def strategy(
-        self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan, sampled: bool
-    ) -> tuple[Drafter, Pacer, Stats]:
-        """Drafter and pacer of a call, and statistics that say what was chosen and why."""
-        config = self.config
-        exit_layer, draft_length, reason = config.exit_layer, config.draft_length, "as configured"
-        if draft_length == 0:
-            exit_layer = 1 if exit_layer == "auto" else exit_layer
-        if exit_layer == "auto" or draft_length == "auto":
-            choice = self._chosen(decoder, rows, shapes, sampled)
-            exit_layer, draft_length, reason = choice.exit_layer, choice.draft_length, choice.reason
-        pacer: Pacer = FixedLength(draft_length)
-        if config.draft_length == "auto" and draft_length:
-            pacer = PayCheck(draft_length, plain=self._plain_speed(len(rows.active)))
-        stats = Stats(
-            exit_layer=exit_layer, draft_length=draft_length, choice=reason, shapes=self._describe(shapes)
-        )
-        return EarlyExit(exit_layer, config.confidence_threshold), pacer, stats
-
-    def _plain_speed(self, rows: int) -> Rate:
+        self, model: Any, decoder: LayeredDecoder, rows: Rows, sampled: bool
+    ) -> tuple[Drafter, Pacer, Stats, Reading | None]:
+        """Drafter and pacer of a call, its statistics, and what reads the exits along its prompt."""
         with self._lock:
-            return self._plain.setdefault(rows, Rate())
+            if self._knowledge is None:  # a copy of a wrapped model, or one that was not wrapped
+                self.prepare(model, decoder, quiet=True)
+        shapes = self.shapes(decoder)
+        stats = Stats(shapes=self._describe(shapes), view=self.view_note)
+        fixed = self._fixed(decoder, stats, sampled)
+        if fixed is not None:
+            return *fixed, stats, None
+        auto = self._auto(decoder, rows, shapes, stats, sampled)
+        return auto, auto, stats, auto.reading
 
-    def finish(self, stats: Stats, sampled: bool) -> None:
+    def finish(self, stats: Stats) -> None:
         """Take up the statistics of a call that ended."""
         with self._lock:
             self.stats = stats
             self.total.add(stats)
-            tallies = self._seen[sampled]
-            accepted, tested = tallies.get(stats.exit_layer or 1, (0, 0))
-            tallies[stats.exit_layer or 1] = (
-                accepted + stats.accepted,
-                tested + stats.accepted + stats.rejected,
-            )
 
-    def _chosen(self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan, sampled: bool) -> Choice:
-        config = self.config
+    @property
+    def knowledge(self) -> Knowledge:
+        """What was measured of the model and learned from its calls."""
+        assert self._knowledge is not None  # made by `prepare`
+        return self._knowledge
+
+    def _fixed(self, decoder: LayeredDecoder, stats: Stats, sampled: bool) -> tuple[Drafter, Pacer] | None:
+        """Drafter and pacer where the settings leave no choice."""
+        kind, exit_layer, length = self.config.kind, self.config.exit_layer, self.config.draft_length
+        if length == "auto" or kind in ("auto", "hybrid"):
+            return None
+        stats.choice, stats.draft_length = "as configured", length
+        if length == 0:
+            stats.strategy = "plain"
+            return self._plain(), FixedLength(0)
+        if kind == "lookup":
+            stats.strategy = "lookup"
+            return Lookup(self.knowledge.matches[sampled], self._corpus), FixedLength(length)
+        if exit_layer == "auto":
+            return None
+        arm = Arm(exit_layer, low_bit=kind == "low_bit" and self._view_of(exit_layer) is not None)
+        if not arm.low_bit and exit_layer == decoder.n_layers:
+            return None  # all layers in few bits were asked for, and no view was possible
+        stats.strategy, stats.exit_layer = arm.kind, exit_layer
+        return self._drafter(arm), FixedLength(length)
+
+    def _auto(
+        self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan, stats: Stats, sampled: bool
+    ) -> Auto:
+        config, n = self.config, len(rows.active)
+        free = config.kind in ("auto", "hybrid", "lookup")
+        measured = config.draft_length == "auto"
+        arms = {arm: self._drafter(arm) for arm in self._arms(decoder)}
+        return Auto(
+            knowledge=self.knowledge,
+            arms=arms,
+            plain=self._plain(),
+            lengths=range(LONGEST + 1) if measured else [int(config.draft_length)],
+            lookup=Lookup(self.knowledge.matches[sampled], self._corpus) if free else None,
+            check=PayCheck(1, warmup=1, plain=self._plain_speed(n)) if measured else FixedLength(1),
+            shapes=shapes,
+            rows=n,
+            sampled=sampled,
+            stats=stats,
+            branches=config.tree != "chain",
+            reading=self._reading(decoder, rows) if len(arms) > 1 else None,
+        )
+
+    def _arms(self, decoder: LayeredDecoder) -> Iterator[Arm]:
+        """The ways to draft with the model's layers that the settings allow."""
+        kind, exit_layer = self.config.kind, self.config.exit_layer
+        if kind == "lookup":
+            return
+        if self.view is not None and kind != "early_exit":
+            exits = range(1, self.view.n_layers + 1) if exit_layer == "auto" else [exit_layer]
+            yield from (Arm(e, low_bit=True) for e in exits if e <= self.view.n_layers)
+        if self.view is None or kind in ("auto", "early_exit"):
+            exits = range(1, decoder.n_layers) if exit_layer == "auto" else [exit_layer]
+            yield from (Arm(e, low_bit=False) for e in exits if e < decoder.n_layers)
+
+    def _drafter(self, arm: Arm) -> ModelDrafter:
+        shape, threshold = self.config.shape, self.config.confidence_threshold
+        if arm.low_bit and self.view is not None:
+            return LowBit(self.view, arm.exit_layer, shape, threshold)
+        return EarlyExit(arm.exit_layer, shape, threshold)
+
+    def _plain(self) -> ModelDrafter:
+        return EarlyExit(1)
+
+    def _view_of(self, exit_layer: int) -> LowBitView | None:
+        fits = self.view is not None and exit_layer <= self.view.n_layers
+        return self.view if fits else None
+
+    def _view_pays(self, decoder: LayeredDecoder) -> bool:
+        """Whether a layer in few bits is so fast here that it is worth its memory; tries the first."""
+        try:
+            first = LowBitView(decoder, 1, self.config.draft_bits, head=False)
+        except NothingToViewError:
+            return False
+        exact, low_bit = time_passes(decoder), time_passes(first.of(decoder))
+        return low_bit.layer[0] <= _WORTHWHILE_VIEW * exact.layer[0]
+
+    def _plain_speed(self, rows: int) -> Rate:
         with self._lock:
-            if self._measurement is None:
-                longest = torch.tensor(max(rows.prompts(), key=len), device=decoder.device)
-                self._measurement = measure(decoder, longest, shapes)
-            return best(
-                self._measurement,
-                None if config.exit_layer == "auto" else config.exit_layer,
-                None if config.draft_length == "auto" else config.draft_length,
-                self._seen[sampled],
-            )
+            return self.knowledge.plain.setdefault(rows, Rate())
+
+    def _reading(self, decoder: LayeredDecoder, rows: Rows) -> Reading | None:
+        """What reads the exits along the prompt, where more is to be learned and the call is long enough."""
+        knowledge = self.knowledge
+        together = len(rows.active) > 1 and not self.config.deterministic
+        if not knowledge.wants_reading or together:
+            return None
+        step = knowledge.exact.seconds(knowledge.n_layers, 1)
+        budget = _READING_SHARE * rows.max_new_tokens * step / _USUAL_SPEEDUP
+        samples = affordable_samples(budget, knowledge.exact.head[-1] / WIDTHS[-1], decoder.n_layers)
+        return Reading(samples) if samples else None
 
     def _describe(self, shapes: ShapePlan) -> str:
         if not self.config.deterministic:
@@ -93,7 +196,8 @@ class Speculation:
         return f"bit-equal rows: at least {width} query tokens, keys in multiples of {quantum}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        # A copy measures and packs its own: a view follows the weights of one model.
+        return self.__dict__ | {"_lock": None, "view": None, "_knowledge": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -22,6 +22,8 @@ class Stats:
     prefill_seconds: float = 0.0
     round_seconds: float = 0.0
     calls: int = 0
+    strategy: str = ""
+    """Where candidates came from in the last call: early_exit, low_bit, lookup, or several; or plain."""
     exit_layer: int | None = None
     """E of the last call."""
     draft_length: int | None = None
@@ -29,7 +31,11 @@ class Stats:
     shapes: str = ""
     """Whether rounding can change the text on this machine (see SpeculationConfig.deterministic)."""
     choice: str = ""
-    """Why "auto" chose this exit layer and draft length."""
+    """Why this strategy, exit layer and draft length."""
+    considered: str = ""
+    """What else "auto" looked at, with the speeds that it predicted over AR."""
+    view: str = ""
+    """The low-bit view that drafts read and the memory that it adds, or why there is none."""
 
     @property
     def acceptance_rate(self) -> float:
@@ -46,12 +52,12 @@ class Stats:
         """Generated tokens per second of the whole call, prefill included."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
-    def count_row(self, drafted: int, accepted: int, committed: int) -> None:
-        """One row's share of a round."""
+    def count_row(self, drafted: int, deepest: int, accepted: int, committed: int) -> None:
+        """One row's share of a round; `deepest` is the length of its longest drafted path."""
         self.row_rounds += 1
         self.drafted += drafted
         self.accepted += accepted
-        self.rejected += accepted < min(drafted, committed)
+        self.rejected += accepted < min(deepest, committed)
         self.tokens += committed
 
     def add(self, other: "Stats") -> None:

@@ -44,7 +44,7 @@ def wrap(model: Model, **settings: Any) -> Model:
     config.check_model(decoder.n_layers)
     check_decoder(model, decoder)
     speculation = Speculation(config)
-    speculation.shapes(decoder)
+    speculation.prepare(model, decoder)
     model.speculation = speculation  # type: ignore[assignment]
     model.generate = SpeculativeGenerate(model)  # type: ignore[assignment]
     return model
@@ -130,7 +130,7 @@ def generate(
         speculation = _unwrapped[model]
     else:
         check_decoder(model, LayeredDecoder(model))
-        speculation = _unwrapped[model] = Speculation(SpeculationConfig())
+        speculation = _unwrapped[model] = Speculation(SpeculationConfig(draft_memory=0))
     request: dict[str, Any] = {
         "logits_processor": logits_processor,
         "stopping_criteria": stopping_criteria,

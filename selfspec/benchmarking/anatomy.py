@@ -11,8 +11,8 @@ import torch
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.exits import exit_choices
 from selfspec.benchmarking.render import new_figure, png
-from selfspec.shapes import FASTEST
-from selfspec.tuning.first_call import predicted_speedup, time_layer_and_head
+from selfspec.tuning.costs import time_passes
+from selfspec.tuning.knowledge import expected_tokens
 
 _DRAFT_LENGTHS = range(1, 9)
 
@@ -70,7 +70,8 @@ def dissect(
         UnsupportedModelError: the model has no row in the table of families.
     """
     decoder = LayeredDecoder(model)
-    layer, head = time_layer_and_head(decoder, FASTEST, repeats=15)
+    costs = time_passes(decoder)
+    layer, head = costs.layer[0], costs.head[0]
     agreement, count = _agreement(decoder, prompts, advance)
     eta = head / layer
     config = decoder.config
@@ -118,6 +119,19 @@ def _exit(exit_layer: int, agreement: float, n_layers: int, eta: float) -> Exit:
     speeds = {k: predicted_speedup(agreement, exit_layer, k, n_layers, eta) for k in _DRAFT_LENGTHS}
     best = max(speeds, key=lambda k: speeds[k])
     return Exit(exit_layer, agreement, best, speeds[best])
+
+
+def predicted_speedup(c: float, exit_layer: int, draft_length: int, n_layers: int, eta: float) -> float:
+    """Speed over AR when each draft token is accepted with chance c given those before it.
+
+    Leviathan et al. 2022 (theorem 3.8) with the engine's own parts: a round of K drafts reads the weights of
+    K E + L layers and of K + 1 heads.
+
+    Args:
+        eta: time of the LM head in units of a layer's.
+    """
+    round_cost = draft_length * exit_layer + n_layers + (draft_length + 1) * eta
+    return expected_tokens(c, draft_length) * (n_layers + eta) / round_cost
 
 
 def _layer_parameters(model: Any, decoder: LayeredDecoder) -> int:

@@ -37,7 +37,7 @@ def origins(event: RoundEvent) -> list[Origin]:
     """Where each committed token of a round came from."""
     if not event.drafted:
         return [Origin.PLAIN] * len(event.committed)
-    last = Origin.BONUS if event.accepted == len(event.drafted) else Origin.CORRECTED
+    last = Origin.BONUS if event.accepted == event.deepest else Origin.CORRECTED
     return [Origin.ACCEPTED if i < event.accepted else last for i in range(len(event.committed))]
 
 

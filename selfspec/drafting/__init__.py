@@ -1,5 +1,8 @@
 """Draft strategies, one file each, behind one small protocol: `selfspec.call.Drafter`."""
 
 from selfspec.drafting.early_exit import EarlyExit
+from selfspec.drafting.hybrid import Hybrid, ModelDrafter
+from selfspec.drafting.lookup import Lookup
+from selfspec.drafting.low_bit import LowBit
 
-__all__ = ["EarlyExit"]
+__all__ = ["EarlyExit", "Hybrid", "Lookup", "LowBit", "ModelDrafter"]

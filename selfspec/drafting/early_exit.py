@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor
 
+from layer_skip.span import Span
 from selfspec.call import Call
-from selfspec.round import Draft, Round
+from selfspec.drafting.expansion import expand, with_graft
+from selfspec.round import Draft
+from selfspec.tree import Level, TreeOfDepth, chain
 
 
 class EarlyExit:
@@ -12,47 +15,41 @@ class EarlyExit:
 
     Args:
         exit_layer: E.
-        confidence_threshold: a row stops drafting after a token whose probability under the draft is below
-            this. The token itself is still verified, so the text is unbiased in every mode.
+        shape: the tree of a given depth; by default a chain.
+        confidence_threshold: where a chain stops early, see `expand`.
     """
 
-    def __init__(self, exit_layer: int, confidence_threshold: float = 0.0) -> None:
+    def __init__(
+        self, exit_layer: int, shape: TreeOfDepth = chain, confidence_threshold: float = 0.0
+    ) -> None:
         self.exit_layer = exit_layer
-        self.confidence_threshold = confidence_threshold
+        self.shape = shape
+        self._threshold = confidence_threshold
 
-    def draft(self, call: Call, round_: Round) -> Draft:
-        """Draft up to `round_.length` tokens, keeping the hidden state of each at the exit layer."""
-        token = call.rows.last_tokens()
-        drafted = torch.full_like(token, round_.length)
-        tokens: list[Tensor] = []
-        hidden = [self._early_layers(call, round_, token, 0)]
-        while len(tokens) < round_.length:
-            step = len(tokens)
-            logits = call.decoder.logits(hidden[-1])[:, :1]
-            scores = call.processors(logits, call.rows, step)[:, 0]
-            token = call.mode.choose(scores, step)
-            tokens.append(token)
-            call.processors.note(token, call.rows, step)
-            hidden.append(self._early_layers(call, round_, token, step + 1))
-            if self.confidence_threshold:
-                confidence = scores.softmax(dim=-1).gather(1, token[:, None])[:, 0]
-                stopped = (confidence < self.confidence_threshold) & (drafted == round_.length)
-                drafted = torch.where(stopped, step + 1, drafted)
-                if bool((drafted <= step + 1).all()):
-                    break
-        stacked = torch.stack(tokens, dim=1) if tokens else token.new_empty(len(token), 0)
-        return Draft(
-            tokens=stacked,
-            drafted=drafted.clamp(max=len(tokens)),
-            hidden=torch.cat([states[:, :1] for states in hidden], dim=1),
-            exact_layers=self.exit_layer,
-        )
+    def draft(self, call: Call, length: int, graft: Tensor | None = None) -> Draft:
+        """Draft `length` tokens deep, keeping the hidden state of each candidate at the exit layer."""
+        tree = with_graft(self.shape(length), graft)
+        span = call.lay_out(tree)
+        hidden: list[Tensor] = []
 
-    def _early_layers(self, call: Call, round_: Round, token: Tensor, step: int) -> Tensor:
-        """Hidden states [B, w, D] of token [B] after E layers: column 0 counts, the others pad the shape.
+        def read(tokens: Tensor, level: Level) -> Tensor:
+            states = self._early_layers(call, span, tokens, level.first)
+            hidden.append(states[:, : tokens.shape[1]])
+            return call.decoder.logits(states)[:, : tokens.shape[1]]
 
-        The spare columns repeat the token one slot further on; later steps overwrite what they store.
+        tree, tokens = expand(call, tree, read, self._threshold, graft)
+        nodes = torch.cat([call.rows.last_tokens()[:, None], tokens.clamp(min=0)], dim=1)
+        leaves = self._early_layers(call, span, nodes[:, tree.n_inner :], tree.n_inner)
+        hidden.append(leaves[:, : tree.size - tree.n_inner])
+        return Draft(tree, span, tokens, torch.cat(hidden, dim=1), self.exit_layer)
+
+    def _early_layers(self, call: Call, span: Span, tokens: Tensor, first: int) -> Tensor:
+        """Hidden states [B, w, D] of tokens [B, m] from column `first` on after E layers, padded to w >= m.
+
+        The spare columns repeat the last token in the slots that follow; later passes overwrite those.
         """
-        span = round_.span.narrow(step, round_.step_width)
-        hidden = call.decoder.embed(token[:, None].expand(-1, span.width), span)
+        width = call.shapes.width(*tokens.shape)
+        span = span.narrow(first, width)
+        spare = tokens[:, -1:].expand(-1, width - tokens.shape[1])
+        hidden = call.decoder.embed(torch.cat([tokens, spare], dim=1), span)
         return call.decoder.run(hidden, 0, self.exit_layer, span, call.cache.window(span))

@@ -25,23 +25,24 @@ class ScriptedDrafter(EarlyExit):
         self._right = right
         self._vocab = vocab
 
-    def draft(self, call: Any, round_: Any) -> Any:
+    def draft(self, call: Any, length: int) -> Any:
         mode = call.mode
         call.mode = self
         self._rows = call.rows
+        self.open = mode.open
         try:
-            return super().draft(call, round_)
+            return super().draft(call, length)
         finally:
             call.mode = mode
 
-    def choose(self, scores: Tensor, step: int) -> Tensor:
+    def candidates(self, scores: Tensor, step: int, count: int) -> Tensor:
         """In place of the mode's choice."""
         tokens = []
         for row in self._rows.active:
             index = self._rows.generated[row] + step
             token = self._texts[row][index] if index < len(self._texts[row]) else 0
             tokens.append(token if self._right(row, index) else (token + 1) % self._vocab)
-        return torch.tensor(tokens)
+        return torch.tensor(tokens)[:, None, None]
 
 
 def use_scripted_drafts(
@@ -49,7 +50,7 @@ def use_scripted_drafts(
 ) -> None:
     """Every call from now on drafts by this script."""
 
-    def scripted(exit_layer: int, confidence_threshold: float = 0.0) -> ScriptedDrafter:
+    def scripted(exit_layer: int, **_: Any) -> ScriptedDrafter:
         return ScriptedDrafter(exit_layer, texts, right, vocab)
 
     monkeypatch.setattr(speculation, "EarlyExit", scripted)

@@ -1,0 +1,166 @@
+"""A low-bit view of layers [0, E) and the head: packed copies of the target's weights, for drafting only."""
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from layer_skip.decoder import LayeredDecoder
+from layer_skip.packed_linear import PackedLinear, packed_bytes
+
+BITS = (4, 8)
+FINE_GROUP, COARSE_GROUP = 32, 64
+"""Inputs that share a scale. Attention and head gain most from fine groups, and hold the fewer weights."""
+
+Advance = Callable[[str], None]
+
+
+class NothingToViewError(ValueError):
+    """The model has no weights that could be packed: they are quantised already, or not plain matrices."""
+
+
+class LowBitView:
+    """Layers [0, E) and the head of a model with their matrices in few bits.
+
+    Everything else (norms, embeddings, biases, adapters, modules that are no plain matrix) is shared with the
+    model. Packed weights follow the model's: one that was changed or replaced is packed anew at the next use.
+
+    Args:
+        decoder: the model.
+        n_layers: E, from 1 to L.
+        bits: 4 or 8.
+        advance: told the name of each matrix that is packed.
+        head: whether to view the head too.
+
+    Raises:
+        NothingToViewError: no matrix of these layers can be packed.
+    """
+
+    def __init__(
+        self,
+        decoder: LayeredDecoder,
+        n_layers: int,
+        bits: int = 4,
+        advance: Advance = lambda name: None,
+        head: bool = True,
+    ) -> None:
+        self.n_layers = n_layers
+        self.bits = bits
+        self._head = head
+        self._packed: dict[int, tuple[weakref.ref[nn.Module], tuple[int, int], PackedLinear]] = {}
+        self._state: tuple[object, ...] = ()
+        self._decoder = self._build(decoder, advance)
+        if not self._packed:
+            raise NothingToViewError(
+                "no weight matrix of this model can be viewed in low bits: they are quantised already, or no "
+                "plain matrices of floating-point numbers"
+            )
+
+    def of(self, decoder: LayeredDecoder) -> LayeredDecoder:
+        """The view as a decoder of E layers; brought up to date if the model's weights have changed."""
+        if _state_of(decoder, self.n_layers) != self._state:
+            self._decoder = self._build(decoder, lambda name: None)
+        return self._decoder
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the view adds."""
+        return sum(packed.bytes for _, _, packed in self._packed.values())
+
+    @property
+    def kept(self) -> str:
+        """The kinds of matrices that were left as they are, empty where there are none."""
+        return self._kept
+
+    @property
+    def viewed_bytes(self) -> int:
+        """Memory of the weights that it stands for."""
+        modules: list[Any] = [reference() for reference, _, _ in self._packed.values()]
+        return sum(m.weight.numel() * m.weight.element_size() for m in modules if m is not None)
+
+    def _build(self, decoder: LayeredDecoder, advance: Advance) -> LayeredDecoder:
+        before, self._packed = self._packed, {}
+        table = {}
+        for name, module, group in _matrices(decoder, self.n_layers, self._head):
+            version = _version(module)
+            old = before.get(id(module))
+            if old is None or old[1] != version:
+                advance(name)
+                packed = PackedLinear(*_matrix(module), self.bits, group)
+                old = (weakref.ref(module), version, packed)
+            self._packed[id(module)] = old
+            table[module] = old[2]
+        self._state = _state_of(decoder, self.n_layers)
+        others = {
+            type(m).__name__
+            for layer in decoder.layers[: self.n_layers]
+            for m in layer.modules()
+            if m not in table and any(p.dim() > 1 for p in m.parameters(recurse=False))
+        }
+        self._kept = ", ".join(sorted(others))
+        self.padded = sum(bool(p.spare_inputs or p.spare_outputs) for _, _, p in self._packed.values())
+        return decoder.with_modules(table, self.n_layers)
+
+
+def view_bytes(decoder: LayeredDecoder, n_layers: int, bits: int = 4) -> int:
+    """Memory that a view would add."""
+    return sum(
+        packed_bytes(_matrix(module)[0], bits, group) for _, module, group in _matrices(decoder, n_layers)
+    )
+
+
+def layers_that_fit(decoder: LayeredDecoder, memory: int, bits: int = 4) -> int:
+    """The most layers whose view, the head's included, adds at most `memory` bytes; 0 if none does."""
+    fitting = [e for e in range(1, decoder.n_layers + 1) if view_bytes(decoder, e, bits) <= memory]
+    return max(fitting, default=0)
+
+
+def n_matrices(decoder: LayeredDecoder, n_layers: int) -> int:
+    """How many matrices a view packs."""
+    return sum(1 for _ in _matrices(decoder, n_layers))
+
+
+def _matrices(
+    decoder: LayeredDecoder, n_layers: int, head: bool = True
+) -> Iterator[tuple[str, nn.Module, int]]:
+    """Name, module and group size of what can be packed."""
+    for index, layer in enumerate(decoder.layers[:n_layers]):
+        attention = set(getattr(layer, decoder.family.attention).modules())
+        for name, module in layer.named_modules():
+            if _is_plain(module):
+                yield f"layer {index}: {name}", module, FINE_GROUP if module in attention else COARSE_GROUP
+    if head and _is_plain(decoder.head):
+        yield "head", decoder.head, FINE_GROUP
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is x W^T + b with an ordinary W; a subclass may compute something else."""
+    if type(module) not in (nn.Linear, Conv1D):
+        return False
+    weight: Any = module.weight
+    plain = type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point()
+    return plain and weight.device.type == "cpu"
+
+
+def _matrix(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight [N, K] and bias [N]."""
+    matrix: Any = module
+    weight = matrix.weight.detach()
+    return (weight.t() if isinstance(module, Conv1D) else weight), matrix.bias
+
+
+def _version(module: nn.Module) -> tuple[int, int]:
+    weight: Any = module.weight
+    # Tensors made under inference mode count no versions, nor can they be changed outside of it.
+    return weight.data_ptr(), -1 if weight.is_inference() else weight._version
+
+
+def _state_of(decoder: LayeredDecoder, n_layers: int) -> tuple[object, ...]:
+    """Changes when a module of the viewed layers is replaced or its weight is written to."""
+    modules = [m for layer in decoder.layers[:n_layers] for m in layer.modules() if not m._modules]
+    return tuple(
+        (id(module), *(_version(module) if module._parameters.get("weight") is not None else ()))
+        for module in (*modules, decoder.head)
+    )

@@ -1,0 +1,76 @@
+"""A matrix in few bits and its product, through PyTorch's packed kernels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layer_skip.rounding import Rounded, round_weights
+
+_ROW_MULTIPLE = 16
+"""PyTorch's packed product takes outputs in multiples of this."""
+
+
+class PackedLinear(nn.Module):
+    """x W^T + b with W in 4 bits (groups with scale and offset) or 8 bits (a scale per output).
+
+    Outputs and inputs are padded with zeros to what the packed product takes; what that adds is cut off.
+
+    Args:
+        weight: [N, K].
+        bias: [N] or None; shared, not copied.
+        bits: 4 or 8.
+        group: inputs that share a scale, for 4 bits.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, bits: int, group: int) -> None:
+        super().__init__()
+        self.outputs, self.inputs = weight.shape
+        self.bits, self.group = bits, group
+        self._bias = [bias]  # in a list, or the module would register it as its own
+        width = -(-self.inputs // group) * group if bits == 4 else self.inputs
+        height = -(-self.outputs // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        self.spare_inputs, self.spare_outputs = width - self.inputs, height - self.outputs
+        padded = F.pad(weight, (0, self.spare_inputs, 0, self.spare_outputs))
+        if bits == 4:
+            self.packed, self.scales = _pack(round_weights(padded, bits, group))
+        else:
+            scales = (padded.float().abs().amax(dim=1) / 127).clamp_(min=1e-10).to(weight.dtype)
+            self.packed = (padded.float() / scales.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+            self.scales = scales
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the packed weights."""
+        return sum(t.numel() * t.element_size() for t in (self.packed, self.scales))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.inputs)
+        if self.spare_inputs:
+            rows = F.pad(rows, (0, self.spare_inputs))
+        rows = rows.contiguous()
+        if self.bits == 4:
+            out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, self.scales)
+        else:
+            out = torch._weight_int8pack_mm(rows, self.packed, self.scales)
+        if self.spare_outputs:
+            out = out[:, : self.outputs]
+        if self._bias[0] is not None:
+            out = out + self._bias[0]
+        return out.view(*x.shape[:-1], self.outputs)
+
+
+def _pack(rounded: Rounded) -> tuple[Tensor, Tensor]:
+    """The layout of PyTorch's CPU kernel: packed levels, and [K / group, N, 2] scales and offsets."""
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(rounded.q.int(), 1)
+    scales = torch.stack([rounded.scale, rounded.offset], dim=-1).transpose(0, 1).contiguous()
+    return packed, scales
+
+
+def packed_bytes(weight: Tensor, bits: int, group: int) -> int:
+    """Memory of weight [N, K] once it is packed."""
+    (outputs, inputs), element_size = weight.shape, weight.element_size()
+    height = -(-outputs // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    if bits == 8:
+        return height * inputs + height * element_size
+    groups = -(-inputs // group)
+    return height * groups * (group // 2 + 2 * element_size)

@@ -1,0 +1,53 @@
+"""Growing a round's candidates from a draft's own distributions, one pass per level."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from selfspec.call import Call
+from selfspec.round import NOTHING
+from selfspec.tree import Level, Tree, chain, grafted
+
+ReadLevel = Callable[[Tensor, Level], Tensor]
+"""(tokens [B, w], level) -> the draft's logits [B, w, V] for the nodes of a level that have children."""
+
+
+def expand(
+    call: Call, tree: Tree, read: ReadLevel, confidence_threshold: float = 0.0, graft: Tensor | None = None
+) -> tuple[Tree, Tensor]:
+    """Choose the candidates of `tree` level by level.
+
+    Args:
+        graft: tokens [B, tree.grafted] of the branch that comes from elsewhere.
+        confidence_threshold: a row of a chain stops after a token whose probability under the draft is below
+            this. The token itself is still verified, so the text is unbiased in every mode.
+
+    Returns:
+        The tree, cut where every row has stopped, and its tokens [B, n] (NOTHING where a row had stopped).
+    """
+    nodes = call.rows.last_tokens()[:, None].repeat(1, tree.size)
+    if graft is not None:
+        nodes[:, tree.size - tree.grafted :] = graft
+    going = torch.ones(len(nodes), dtype=torch.bool, device=nodes.device)
+    for level in tree.levels:
+        logits = read(nodes[:, level.first : level.last].clamp(min=0), level)
+        scores = call.processors(logits, call.rows, nodes[:, 1:], tree.paths[level.first : level.last])
+        picked = call.mode.candidates(scores, level.depth, level.breadth)
+        if len(level.children) == 1:
+            nodes[:, level.children[0]] = picked[:, 0, 0]
+        else:
+            nodes[:, list(level.children)] = picked[:, list(level.parents), list(level.ranks)]
+        if confidence_threshold:
+            confidence = scores[:, 0].softmax(dim=-1).gather(1, picked[:, 0])[:, 0]
+            nodes[:, level.children[0]].masked_fill_(~going, NOTHING)
+            going &= confidence >= confidence_threshold
+            if not bool(going.any()):
+                tree = chain(level.depth + 1)
+                break
+    return tree, nodes[:, 1 : tree.size]
+
+
+def with_graft(tree: Tree, graft: Tensor | None) -> Tree:
+    """`tree` with a branch for the tokens [B, n] of `graft`."""
+    return tree if graft is None else grafted(tree, graft.shape[1])

@@ -1,0 +1,135 @@
+"""Free drafts: what came after the last time that the text, or a corpus, read like this."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from selfspec.call import Call
+from selfspec.drafting.suffix_automaton import Cursor, SuffixAutomaton
+from selfspec.round import NOTHING, Draft
+from selfspec.tree import chain
+
+LONGEST = 15
+"""Tokens of a looked-up draft: with the last committed one they fill a pass of 16."""
+TOKENS_PER_MATCHED = 2
+"""A draft is at most this many times as long as the match that it follows."""
+_BUCKETS = (1, 2, 3, 5, 8, 13, 21)
+"""Match lengths from which on a match counts as a better one."""
+_PRIOR_ACCEPTED = (0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.92)
+_PRIOR_WEIGHT = 4.0
+_FORGETTING = 0.98
+
+
+@dataclass
+class MatchRates:
+    """How often looked-up tokens turned out right, by the length of the match before them."""
+
+    accepted: list[float] = field(default_factory=lambda: [p * _PRIOR_WEIGHT for p in _PRIOR_ACCEPTED])
+    tested: list[float] = field(default_factory=lambda: [_PRIOR_WEIGHT] * len(_BUCKETS))
+
+    def chance(self, match: int) -> float:
+        """Chance that a token after a match of this length is right, given that those before it were."""
+        bucket = _bucket(match)
+        return min(self.accepted[bucket] / self.tested[bucket], 0.99)
+
+    def note(self, match: int, right: int, wrong: int) -> None:
+        """Tokens that the text confirmed, and whether it then differed (0 or 1)."""
+        bucket = _bucket(match)
+        self.accepted[bucket] = self.accepted[bucket] * _FORGETTING + right
+        self.tested[bucket] = self.tested[bucket] * _FORGETTING + right + wrong
+
+
+@dataclass(frozen=True)
+class Found:
+    """A looked-up draft of one row."""
+
+    tokens: list[int]
+    match: int
+    """Length of the suffix that occurred before."""
+
+
+@dataclass
+class _RowText:
+    """What is known of one row's text, and what was last found for it."""
+
+    text: SuffixAutomaton
+    corpus: Cursor | None
+    found: Found | None = None
+
+
+class Lookup:
+    """Longest match first, over the row's own prompt and generated text and optionally a corpus.
+
+    Amortised O(1) a token (SAM decoding, Hu et al. 2024, arXiv 2411.10666). Every proposal is compared with
+    the text that came, whether it was used or not, so `rates` is learned for nothing.
+
+    Args:
+        rates: shared by the calls of a model.
+        corpus: the automaton of another text, shared and left as it is.
+    """
+
+    def __init__(self, rates: MatchRates, corpus: SuffixAutomaton | None = None) -> None:
+        self.rates = rates
+        self._corpus = corpus
+        self._rows: dict[int, _RowText] = {}
+
+    def draft(self, call: Call, length: int) -> Draft:
+        """Draft what was found, up to `length` tokens a row; nothing is run."""
+        found = self.find(call, length)
+        return self.draft_of(call, found)
+
+    def find(self, call: Call, limit: int) -> list[Found]:
+        """What follows the longest match, for every active row."""
+        return [self._find(call, row, min(limit, LONGEST)) for row in call.rows.active]
+
+    def draft_of(self, call: Call, found: Sequence[Found]) -> Draft:
+        """A chain of what was found."""
+        tokens = as_columns([row.tokens for row in found], call.rows.sequences.device)
+        tree = chain(tokens.shape[1])
+        span = call.lay_out(tree)
+        nodes = torch.cat([call.rows.last_tokens()[:, None], tokens.clamp(min=0)], dim=1)
+        hidden = call.decoder.embed(nodes, span.narrow(0, tree.size))
+        return Draft(tree, span, tokens, hidden, given=torch.ones_like(nodes[:, 0], dtype=torch.bool))
+
+    def _find(self, call: Call, row: int, limit: int) -> Found:
+        state = self._rows.get(row)
+        if state is None:
+            cursor = None if self._corpus is None else Cursor(self._corpus)
+            state = self._rows[row] = _RowText(SuffixAutomaton(), cursor)
+        new = call.rows.committed(row, len(state.text))
+        if state.found is not None:
+            self._learn(state.found, new)
+        for token in new:
+            state.text.extend(token)
+            if state.corpus is not None:
+                state.corpus.advance(token)
+        state.found = _longest(state, limit)
+        return state.found
+
+    def _learn(self, found: Found, came: Sequence[int]) -> None:
+        right = next((i for i, (a, b) in enumerate(zip(found.tokens, came)) if a != b), None)  # noqa: B905
+        if right is None:
+            right = min(len(found.tokens), len(came))
+            self.rates.note(found.match, right, 0)
+        else:
+            self.rates.note(found.match, right, 1)
+
+
+def as_columns(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """Lists of tokens as [B, longest] int64, NOTHING where a row has none."""
+    longest = max(map(len, rows), default=0)
+    padded = [[*tokens, *[NOTHING] * (longest - len(tokens))] for tokens in rows]
+    return torch.tensor(padded, dtype=torch.int64, device=device).view(len(rows), longest)
+
+
+def _longest(state: _RowText, limit: int) -> Found:
+    """From the row's own text, or from the corpus where that matches further back."""
+    match, source = state.text.match_length, state.text.draft
+    if state.corpus is not None and state.corpus.match_length > match:
+        match, source = state.corpus.match_length, state.corpus.draft
+    return Found(source(min(limit, TOKENS_PER_MATCHED * match)), match)
+
+
+def _bucket(match: int) -> int:
+    return sum(match >= least for least in _BUCKETS[1:])

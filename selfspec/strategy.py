@@ -1,0 +1,90 @@
+"""From settings to drafters: the low-bit view, the corpus, and who drafts in a call."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from layer_skip.decoder import LayeredDecoder
+from layer_skip.low_bit import LowBitView, NothingToViewError, layers_that_fit, n_matrices
+from selfspec.config import ConfigError, SpeculationConfig, parse_bytes
+from selfspec.drafting.suffix_automaton import SuffixAutomaton
+
+_SLOW_MATRICES = 1 << 27
+"""Weights from which on making a view takes seconds, and shows a progress bar."""
+
+
+def make_view(decoder: LayeredDecoder, config: SpeculationConfig) -> tuple[LowBitView | None, str]:
+    """The largest view that the settings ask for and memory allows, and a line that says what was made.
+
+    None where nothing fits or nothing can be packed: drafts then use the model's own weights.
+    """
+    wanted = decoder.n_layers if config.exit_layer == "auto" else int(config.exit_layer)
+    limit = parse_bytes(config.draft_memory)
+    if limit is not None:
+        fitting = layers_that_fit(decoder, limit, config.draft_bits)
+        if not fitting:
+            return None, (
+                f"draft_memory={config.draft_memory!r} is too small for a low-bit view of one layer and the "
+                "head: drafting with the model's own weights"
+            )
+        wanted = min(wanted, fitting)
+    began = time.perf_counter()
+    try:
+        with _progress(decoder, wanted) as advance:
+            view = LowBitView(decoder, wanted, config.draft_bits, advance)
+    except NothingToViewError as error:
+        return None, f"{error}: drafting with the model's own weights"
+    share = view.bytes / view.viewed_bytes
+    return view, (
+        f"{config.draft_bits}-bit view of {wanted} of {decoder.n_layers} layers and the head: "
+        f"{view.bytes / 2**20:.0f} MiB added, {share:.0%} of the weights viewed, "
+        f"{time.perf_counter() - began:.1f} s"
+        + (f"; padded to whole groups: {view.padded} matrices" if view.padded else "")
+        + (f"; kept as they are: {view.kept}" if view.kept else "")
+    )
+
+
+def read_corpus(model: Any, corpus: object) -> SuffixAutomaton | None:
+    """The automaton of a corpus: a text file, or token ids.
+
+    Raises:
+        ConfigError: a file that is not there or not text, or a model without a tokenizer to read it with.
+    """
+    if corpus is None:
+        return None
+    if not isinstance(corpus, (str, Path)):
+        return SuffixAutomaton(int(token) for token in corpus)  # type: ignore[attr-defined]
+    try:
+        text = Path(corpus).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"corpus={str(corpus)!r}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"corpus={str(corpus)!r}: not a UTF-8 text file ({error.reason})") from error
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"corpus={str(corpus)!r}: this model names no folder to take its tokenizer from; "
+            "pass token ids: corpus=tokenizer(text).input_ids"
+        ) from error
+    return SuffixAutomaton(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+@contextmanager
+def _progress(decoder: LayeredDecoder, n_layers: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on a terminal, where making the view takes long enough to ask for one."""
+    weights = sum(p.numel() for layer in decoder.layers[:n_layers] for p in layer.parameters())
+    if weights < _SLOW_MATRICES or not sys.stderr.isatty():
+        yield lambda name: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("low-bit view", total=n_matrices(decoder, n_layers))
+        yield lambda name: progress.update(task, advance=1, description=name)

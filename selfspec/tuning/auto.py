@@ -1,0 +1,171 @@
+"""draft="auto": chooses how to draft, how far, and whether at all, between rounds.
+
+A choice looks only at rounds that are over, so it cannot bias the text in any acceptance mode.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from layer_skip.decoder import LayeredDecoder
+from selfspec.call import Call
+from selfspec.drafting.hybrid import Hybrid, ModelDrafter
+from selfspec.drafting.lookup import Found, Lookup
+from selfspec.pacing import Pacer
+from selfspec.round import Draft
+from selfspec.shapes import ShapePlan
+from selfspec.stats import Stats
+from selfspec.tuning.knowledge import LONGEST, Arm, Knowledge, expected_tokens
+from selfspec.tuning.reading import Reading
+
+_ROUNDS_PER_CHOICE = 8
+LEAST_GAIN = 1.03
+"""A draft that promises less than this over plain rounds is not worth its risk."""
+_SWITCHING_GAIN = 1.05
+"""Another arm takes over when it promises this much more."""
+
+
+@dataclass
+class Auto:
+    """Drafter and pacer of a call.
+
+    Args:
+        knowledge: of the model; what this call sees is added to it.
+        arms: the ways to draft that are there, none for free drafts alone.
+        lengths: K to choose from.
+        lookup: free drafts in front of the model's own, None for none.
+        check: whether drafting pays at all, against measured plain rounds.
+        stats: of the call: told what was chosen and why.
+    """
+
+    knowledge: Knowledge
+    arms: Mapping[Arm, ModelDrafter]
+    plain: ModelDrafter
+    lengths: Sequence[int]
+    lookup: Lookup | None
+    check: Pacer
+    shapes: ShapePlan
+    rows: int
+    sampled: bool
+    stats: Stats
+    branches: bool = False
+    reading: Reading | None = None
+    _arm: Arm | None = None
+    _length: int = 0
+    _chance: float = 0.0
+    _drafting: bool = False
+    _looked_up: bool = False
+    _rounds: int = 0
+    _slowness: dict[Arm | None, float] = field(default_factory=dict)
+    _seen: tuple[int, int] = (0, 0)
+
+    def draft_length(self, remaining: int) -> int:
+        """K of the next round; a plain round where drafting does not pay, or is being compared."""
+        self._drafting = self.check.draft_length(remaining) > 0
+        return min(self._length, remaining - 1) if self._drafting else 0
+
+    def draft(self, call: Call, length: int) -> Draft:
+        """Draft by the arm that was chosen, free drafts first."""
+        if self._rounds % _ROUNDS_PER_CHOICE == 0:
+            length = self._choose(call.decoder, call.rows.remaining, length)
+        self._rounds += 1
+        self.rows = len(call.rows.active)
+        self._looked_up = False
+        if not self._drafting:
+            return self.plain.draft(call, 0)
+        model = self.plain if self._arm is None else self.arms[self._arm]
+        if self.lookup is None:
+            return model.draft(call, length)
+        return Hybrid(self.lookup, model, self._worth, self.branches).draft(call, length)
+
+    def observe(self, length: int, tokens: float, seconds: float) -> None:
+        """Learn from a round that is over."""
+        self.check.observe(length, tokens, seconds)
+        accepted, rejected = self.stats.accepted - self._seen[0], self.stats.rejected - self._seen[1]
+        self._seen = (self.stats.accepted, self.stats.rejected)
+        if self._looked_up:
+            return
+        arm = self._arm if length else None
+        if arm is not None:
+            self.knowledge.tally(arm, self.sampled).note(accepted, accepted + rejected)
+        ratio = seconds / self.knowledge.round_seconds(arm, length, self.rows, self.shapes)
+        before = self._slowness.get(arm, ratio)
+        # One round may be slow by accident, so a single one moves the estimate little.
+        self._slowness[arm] = 0.8 * before + 0.2 * min(ratio, 2 * before)
+
+    def _choose(self, decoder: LayeredDecoder, remaining: int, length: int) -> int:
+        """Choose arm and K by predicted tokens per second; returns the K of this round."""
+        if self.reading is not None:
+            agreement = self.reading.agreement(decoder)
+            if agreement is not None:
+                self.knowledge.read(agreement)
+            self.reading = None
+        chances = self.knowledge.chances(self.arms, self.sampled)
+        plain = self._speed(None, 0, 0.0)
+        speeds = {
+            (arm, k): self._speed(arm, k, chances[arm]) / plain
+            for arm in self.arms
+            for k in self.lengths
+            if k
+        }
+        best = max(speeds, key=lambda option: speeds[option], default=None)
+        mine = max((s for (arm, _), s in speeds.items() if arm == self._arm), default=0.0)
+        if best is not None and self._arm is not None and speeds[best] < _SWITCHING_GAIN * mine:
+            best = max((o for o in speeds if o[0] == self._arm), key=lambda option: speeds[option])
+        if best is None or (speeds[best] < LEAST_GAIN and 0 in self.lengths):
+            self._arm, self._length = None, 0
+        else:
+            self._arm, self._length = best
+            self._chance = chances[self._arm]
+        self._explain(speeds, chances, best)
+        return min(self._length, remaining - 1) if self._drafting else 0
+
+    def _speed(self, arm: Arm | None, length: int, chance: float) -> float:
+        """Predicted tokens per second; None stands for plain rounds."""
+        seconds = self.knowledge.round_seconds(arm, length, self.rows, self.shapes)
+        # What was not tried in this call is as much slower than its passes alone as what was.
+        usual = min(self._slowness.values(), default=1.0)
+        return expected_tokens(chance, length) / (seconds * self._slowness.get(arm, usual))
+
+    def _worth(self, found: list[Found], length: int) -> bool:
+        """Whether what was found promises more tokens per second than the arm that was chosen."""
+        longest = max(len(row.tokens) for row in found)
+        if not longest:
+            return False
+        rates = self.knowledge.matches[self.sampled]
+        tokens = sum(expected_tokens(rates.chance(row.match), len(row.tokens)) for row in found) / len(found)
+        free = tokens / self.knowledge.lookup_seconds(longest, len(found), self.shapes)
+        usual = min(self._slowness.values(), default=1.0)
+        chance = self._chance if self._arm is not None else 0.0
+        own = usual * max(self._speed(None, 0, 0.0), self._speed(self._arm, length, chance))
+        self._looked_up = free > own
+        return self._looked_up
+
+    def _explain(
+        self, speeds: dict[tuple[Arm, int], float], chances: dict[Arm, float], best: tuple[Arm, int] | None
+    ) -> None:
+        free = "free drafts where text repeats" if self.lookup is not None else ""
+        if best is None:
+            self.stats.choice = free or "no way to draft"
+            self.stats.strategy = "lookup" if free else "plain"
+            return
+        arm, k = best
+        reason = (
+            f"predicted {speeds[best]:.2f}x AR by {arm}, draft length {k}: acceptance {chances[arm]:.2f} "
+        )
+        tested = self.knowledge.tally(arm, self.sampled).tested
+        reason += f"from {self.knowledge.samples} prompt positions and {tested:.0f} draft tokens"
+        others = [
+            f"{other} {max(s for (a, _), s in speeds.items() if a == other):.2f}x"
+            for other in sorted({a for a, _ in speeds} - {arm}, key=lambda a: (a.low_bit, a.exit_layer))
+        ]
+        chosen = self._arm is not None
+        self.stats.choice = (reason if chosen else f"no draft pays ({reason})") + (
+            f"; {free}" if free else ""
+        )
+        self.stats.considered = ", ".join(others)
+        own = f"lookup, {arm.kind}" if free else arm.kind
+        self.stats.strategy = own if chosen else ("lookup" if free else "plain")
+        self.stats.exit_layer, self.stats.draft_length = arm.exit_layer, self._length
+
+
+__all__ = ["LONGEST", "Auto"]

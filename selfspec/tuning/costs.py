@@ -1,0 +1,70 @@
+"""What the passes of a round cost on this machine: a few layers timed once, at wrap time."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from layer_skip.decoder import LayeredDecoder
+from selfspec.cache import KVCache
+
+WIDTHS = (1, 2, 4, 8, 16, 32)
+"""Tokens of a pass that are timed; in between costs are interpolated."""
+_KEYS = 256
+_TIMED_LAYERS = 2
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class PassCosts:
+    """Seconds of a layer and of the head over as many tokens as WIDTHS says."""
+
+    layer: tuple[float, ...]
+    head: tuple[float, ...]
+
+    def seconds(self, layers: int, tokens: int, heads: int = 1) -> float:
+        """Seconds of a pass of `layers` layers and the head over `tokens` tokens, all rows together."""
+        return layers * _interpolated(self.layer, tokens) + heads * _interpolated(self.head, tokens)
+
+
+@torch.inference_mode()
+def time_passes(decoder: LayeredDecoder) -> PassCosts:
+    """Time layers and head of `decoder` (the model, or a view of it) at growing widths.
+
+    The least of a few repeats: what disturbs a measurement only ever adds to it.
+    """
+    layers, heads = [], []
+    for width in WIDTHS:
+        cache = KVCache(1, decoder.n_layers, _KEYS)
+        positions = torch.arange(width, device=decoder.device)[None]
+        span = decoder.span(positions, _KEYS, 0)
+        hidden = decoder.embed(torch.zeros_like(positions), span)
+        last = min(_TIMED_LAYERS, decoder.n_layers)
+
+        run = partial(decoder.run, hidden, 0, last, span, cache.window(span))
+        layers.append(_least_seconds(run, decoder.device) / last)
+        heads.append(_least_seconds(partial(decoder.logits, hidden), decoder.device))
+    return PassCosts(tuple(layers), tuple(heads))
+
+
+def _least_seconds(run: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(_REPEATS + 1):
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def _interpolated(costs: Sequence[float], tokens: int) -> float:
+    """Linear between the timed widths and beyond the last."""
+    upper = next((i for i, width in enumerate(WIDTHS) if width >= tokens), len(WIDTHS) - 1)
+    lower = max(upper - 1, 0)
+    if upper == lower:
+        return costs[upper]
+    share = (tokens - WIDTHS[lower]) / (WIDTHS[upper] - WIDTHS[lower])
+    return costs[lower] + share * (costs[upper] - costs[lower])

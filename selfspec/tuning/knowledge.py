@@ -1,0 +1,136 @@
+"""What is known of a wrapped model: costs of its passes, and how often each way of drafting was right."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from selfspec.drafting.lookup import MatchRates
+from selfspec.pacing import Rate
+from selfspec.shapes import ShapePlan
+from selfspec.tuning.costs import PassCosts
+from selfspec.tuning.reading import SAMPLES, Agreement
+
+LONGEST = 10
+"""Longest draft of the model's own that is considered."""
+_FORGETTING = 0.99
+"""Weight of what was seen, per round: about the last hundred rounds count."""
+_PRIOR_WEIGHT = 4.0
+_PRIOR_AGREEMENT = 0.3
+"""Agreement of an early layer before anything is known of the model."""
+_ROUNDING = {4: 0.9, 8: 0.98}
+"""Agreement of the whole model in few bits with itself, before it was tried."""
+_ENOUGH = 2 * SAMPLES
+_HIGHEST = 0.98
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to draft with the model's own layers."""
+
+    exit_layer: int
+    low_bit: bool
+
+    @property
+    def kind(self) -> str:
+        """The strategy's name in `SpeculationConfig.draft`."""
+        return "low_bit" if self.low_bit else "early_exit"
+
+    def __str__(self) -> str:
+        return f"{'low-bit' if self.low_bit else 'early-exit'} draft, exit layer {self.exit_layer}"
+
+
+@dataclass
+class Tally:
+    """Draft tokens that the target accepted, and those that it looked at; old ones fade."""
+
+    accepted: float = 0.0
+    tested: float = 0.0
+
+    def note(self, accepted: int, tested: int) -> None:
+        self.accepted = self.accepted * _FORGETTING + accepted
+        self.tested = self.tested * _FORGETTING + tested
+
+
+@dataclass
+class Knowledge:
+    """Shared by the calls of one wrapped model.
+
+    Args:
+        n_layers: L.
+        exact: costs of the model's own passes.
+        low_bit: costs of the view's passes, None where there is no view.
+        bits: of the view.
+    """
+
+    n_layers: int
+    exact: PassCosts
+    low_bit: PassCosts | None
+    bits: int
+    agreement: dict[int, float] = field(default_factory=dict)
+    """Exit layer -> agreements counted along prompts."""
+    samples: int = 0
+    tallies: dict[tuple[Arm, bool], Tally] = field(default_factory=dict)
+    """By arm, for greedy and for sampled calls."""
+    matches: dict[bool, MatchRates] = field(default_factory=lambda: {False: MatchRates(), True: MatchRates()})
+    plain: dict[int, Rate] = field(default_factory=dict)
+    """Speed without drafting by batch size: measured once, so that later calls need not."""
+
+    @property
+    def wants_reading(self) -> bool:
+        """Whether the exits should be read along another prompt."""
+        return self.samples < _ENOUGH
+
+    def read(self, agreement: Agreement) -> None:
+        """Take up what the exits said along a prompt."""
+        self.samples += agreement.samples
+        for exit_layer, count in agreement.counts.items():
+            self.agreement[exit_layer] = self.agreement.get(exit_layer, 0) + count
+
+    def tally(self, arm: Arm, sampled: bool) -> Tally:
+        return self.tallies.setdefault((arm, sampled), Tally())
+
+    def chances(self, arms: Iterable[Arm], sampled: bool) -> dict[Arm, float]:
+        """Chance of acceptance of each arm: what prompts and rounding promise, and what drafting has shown.
+
+        Generated text is easier or harder than a prompt: an arm that was not tried is taken to miss more
+        or less by the same factor as those that were.
+        """
+        arms = list(arms)
+        misses = {arm: 1 - self._expected(arm) for arm in arms}
+        tried = {arm: self.tally(arm, sampled) for arm in arms}
+        weight = max(16.0, float(self.samples))
+        found = sum(t.tested - t.accepted for t in tried.values())
+        expected = sum(misses[arm] * t.tested for arm, t in tried.items())
+        usual = max(misses.values(), default=0.0)
+        easier = (found + weight * usual) / (expected + weight * usual) if usual else 1.0
+        chances = {}
+        for arm, t in tried.items():
+            prior = 1 - misses[arm] * easier
+            chances[arm] = min(max((prior * 16 + t.accepted) / (16 + t.tested), 0.0), _HIGHEST)
+        return chances
+
+    def round_seconds(self, arm: Arm | None, length: int, rows: int, shapes: ShapePlan) -> float:
+        """Seconds of a round with `length` drafts by `arm` (None: a plain round)."""
+        tokens = rows * shapes.width(rows, length + 1)
+        if arm is None or not length:
+            return self.exact.seconds(self.n_layers, tokens)
+        if arm.low_bit and self.low_bit is not None:
+            step = self.low_bit.seconds(arm.exit_layer, rows)
+            return length * step + self.exact.seconds(self.n_layers, tokens)
+        own = rows * shapes.width(rows, 1)
+        drafting = length * self.exact.seconds(arm.exit_layer, own)
+        last = self.exact.seconds(arm.exit_layer, own, heads=0)
+        return drafting + last + self.exact.seconds(self.n_layers - arm.exit_layer, tokens)
+
+    def lookup_seconds(self, length: int, rows: int, shapes: ShapePlan) -> float:
+        """Seconds of a round that verifies `length` tokens drafted for nothing."""
+        return self.exact.seconds(self.n_layers, rows * shapes.width(rows, length + 1))
+
+    def _expected(self, arm: Arm) -> float:
+        counted = self.agreement.get(arm.exit_layer, 0) + _PRIOR_WEIGHT * _PRIOR_AGREEMENT
+        exact = counted / (self.samples + _PRIOR_WEIGHT) if arm.exit_layer < self.n_layers else 1.0
+        return exact * (_ROUNDING[self.bits] if arm.low_bit else 1.0)
+
+
+def expected_tokens(chance: float, length: int) -> float:
+    """Tokens committed by a round of `length` drafts (Leviathan et al. 2022, equation 1)."""
+    return sum(chance**i for i in range(length + 1))
