@@ -121,6 +121,11 @@ class Knowledge:
         last = self.exact.seconds(arm.exit_layer, own, heads=0)
         return drafting + last + self.exact.seconds(self.n_layers - arm.exit_layer, tokens)
 
+    def step_seconds(self, arm: Arm, tokens: int) -> float:
+        """Seconds of a draft step over `tokens` tokens, all rows together."""
+        costs = self.low_bit if arm.low_bit and self.low_bit is not None else self.exact
+        return costs.seconds(arm.exit_layer, tokens)
+
     def lookup_seconds(self, length: int, rows: int, shapes: ShapePlan) -> float:
         """Seconds of a round that verifies `length` tokens drafted for nothing."""
         return self.exact.seconds(self.n_layers, rows * shapes.width(rows, length + 1))
