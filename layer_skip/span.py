@@ -1,11 +1,21 @@
 """Where the tokens of a pass stand: positions, rotary angles, masks; built once a round, sliced per pass."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Rope = tuple[Tensor, Tensor]
+
+@dataclass(frozen=True)
+class Chunk:
+    """Attention within chunks of `size` positions, counted from a row's first token (Llama 4)."""
+
+    size: int
+
+
+Reach = int | Chunk | None
+"""How far back a layer's tokens see: a sliding window of that many tokens, their chunk, or everything."""
 
 
 @dataclass(frozen=True)
@@ -17,12 +27,14 @@ class Span:
 
     positions: Tensor
     """[B, m] int64"""
-    rope: Rope | None
-    """cos, sin: [B, m, Dh]"""
-    masks: dict[int | None, Tensor]
-    """Additive [B, 1, m, S] masks by sliding window (None: full attention)."""
+    rope: Any
+    """What the model's rotary module returns: tensors [B, m, ...], or tuples or a dict by layer type of them."""
+    masks: dict[Reach, Tensor]
+    """Additive [B, 1, m, S] masks by reach."""
     start: int | None
     """The first position when it is the same in all rows: writing to the cache is then one slice."""
+    arguments: dict[str, Tensor | None] = field(default_factory=dict)
+    """Further arguments of a layer, the same for all columns (ALiBi)."""
 
     @property
     def width(self) -> int:
@@ -37,18 +49,29 @@ class Span:
         last = first + width
         return Span(
             positions=self.positions[:, first:last],
-            rope=None if self.rope is None else (self.rope[0][:, first:last], self.rope[1][:, first:last]),
-            masks={window: mask[:, :, first:last] for window, mask in self.masks.items()},
+            rope=_columns(self.rope, first, last),
+            masks={reach: mask[:, :, first:last] for reach, mask in self.masks.items()},
             start=None if self.start is None else self.start + first,
+            arguments=self.arguments,
         )
 
 
-def causal_mask(positions: Tensor, key_length: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Additive mask [B, 1, m, S]: a token sees the slots up to its own, and at most `window` of them."""
+def _columns(rope: Any, first: int, last: int) -> Any:
+    if isinstance(rope, dict):
+        return {kind: _columns(angles, first, last) for kind, angles in rope.items()}
+    if isinstance(rope, tuple):
+        return tuple(_columns(angles, first, last) for angles in rope)
+    return None if rope is None else rope[:, first:last]
+
+
+def causal_mask(positions: Tensor, key_length: int, reach: Reach, dtype: torch.dtype) -> Tensor:
+    """Additive mask [B, 1, m, S]: a token sees the slots up to its own that are within `reach`."""
     slots = torch.arange(key_length, device=positions.device)
     own = positions[:, None, :, None]
     visible = slots <= own
-    if window is not None:
-        visible &= slots > own - window
+    if isinstance(reach, Chunk):
+        visible &= slots // reach.size == own // reach.size
+    elif reach is not None:
+        visible &= slots > own - reach
     blocked = torch.finfo(dtype).min
     return torch.zeros((), dtype=dtype, device=positions.device).masked_fill(~visible, blocked)
