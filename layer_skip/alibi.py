@@ -28,8 +28,8 @@ def add(
 def biases(base: Any, key_positions: Tensor, n_heads: int, dtype: torch.dtype) -> Tensor | None:
     """The model's own biases of keys at `key_positions` [B, S]: [B, H, 1, S]; None where it is built without.
 
-    They are read from the model's own table, in its own rounding (Falcon's slopes are in bf16). A bias that all
-    keys of a row share drops out in the softmax, so counting from the first position or the last is the same.
+    They are read from the model's own table, in its own rounding (Falcon's slopes are in bf16). A bias that
+    all keys of a row share drops out in the softmax, so counting from the first or the last key is the same.
     """
     if not getattr(base, "use_alibi", True):
         return None
@@ -37,7 +37,7 @@ def biases(base: Any, key_positions: Tensor, n_heads: int, dtype: torch.dtype) -
     if hasattr(base, "build_mpt_alibi_tensor"):
         table = base.build_mpt_alibi_tensor(n_heads, length, device=key_positions.device)
     else:
-        build: Any = sys.modules[type(base).__module__].build_alibi_tensor  # type: ignore[attr-defined]
+        build: Any = sys.modules[type(base).__module__].build_alibi_tensor
         seen = torch.ones(1, length, dtype=torch.int64, device=key_positions.device)
         table = build(seen, n_heads, dtype)
     return table.reshape(n_heads, length)[:, key_positions].transpose(0, 1)[:, :, None]

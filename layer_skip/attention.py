@@ -35,7 +35,7 @@ def attend(
         s_aux: attention sinks [H]: scores that take part in the softmax and carry no value (gpt-oss).
 
     Returns:
-        [B, m, H, Dh], and None in place of the attention weights.
+        [B, m, H, Dh], contiguous as layers expect it, and None in place of the attention weights.
     """
     batch, heads, width = query.shape[:3]
     groups = heads // key.shape[1]
@@ -45,12 +45,12 @@ def attend(
         folded = query.reshape(batch, key.shape[1], groups * width, -1)
         rows = attention_mask.expand(batch, groups, width, -1).reshape(batch, 1, groups * width, -1)
         out = F.scaled_dot_product_attention(folded, key, value, attn_mask=rows, scale=scaling)
-        return out.reshape(batch, heads, width, -1).transpose(1, 2), None
+        return out.reshape(batch, heads, width, -1).transpose(1, 2).contiguous(), None
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if plain:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
-        return out.transpose(1, 2), None
+        return out.transpose(1, 2).contiguous(), None
     scores = torch.matmul(query, key.transpose(2, 3)) * (
         query.shape[-1] ** -0.5 if scaling is None else scaling
     )
@@ -61,7 +61,7 @@ def attend(
         sinks = s_aux.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, sinks], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(weights[..., : key.shape[2]], value).transpose(1, 2), None
+    return torch.matmul(weights[..., : key.shape[2]], value).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layer_skip import alibi
 from layer_skip.attention import ATTENTION
-from layer_skip.families import UnsupportedModelError
+from layer_skip.families import FAMILIES, UnsupportedModelError
 from layer_skip.recognition import family_of
 from layer_skip.span import Chunk, Reach, Span, causal_mask
 
@@ -45,8 +45,9 @@ class LayeredDecoder:
             self._rotary: Any = getattr(base, family.rotary) if family.rotary else None
             self._positions = getattr(base, family.position_embedding) if family.position_embedding else None
         except AttributeError as error:
+            known = "calls itself" if family.model_type in FAMILIES else "has no row for"
             raise UnsupportedModelError(
-                f"{type(model).__name__} calls itself {family.model_type!r} but lacks a part: {error}"
+                f"{type(model).__name__} {known} {family.model_type!r} but lacks a part: {error}"
             ) from error
         self._project_in: nn.Module | None = getattr(base, "project_in", None)
         self._project_out: nn.Module | None = getattr(base, "project_out", None)
@@ -110,9 +111,7 @@ class LayeredDecoder:
 
     def span(self, positions: Tensor, key_length: int, start: int | None) -> Span:
         """Rotary angles and masks for tokens at `positions` [B, m] over `key_length` cache slots."""
-        masks = {
-            reach: causal_mask(positions, key_length, reach, self.dtype) for reach in set(self._reaches)
-        }
+        masks = {reach: causal_mask(positions, key_length, reach, self.dtype) for reach in set(self._reaches)}
         arguments: dict[str, Tensor | None] = {}
         if self.family.alibi is not None:
             keys = torch.arange(key_length, device=positions.device).expand(len(positions), -1)

@@ -1,6 +1,7 @@
 """A table of model families: where each one keeps what early exit needs. A family is a row, not a class."""
 
 from dataclasses import dataclass
+from functools import partial
 
 
 class UnsupportedModelError(ValueError):
@@ -11,7 +12,7 @@ class UnsupportedModelError(ValueError):
 class Family:
     """Names of the parts of one model family, as attribute paths from the model or from its base.
 
-    Names that end in `_field` are fields of the model's config; a field that is missing or None asks for nothing.
+    Names that end in `_field` are fields of the model's config; one that is missing or None asks for nothing.
     """
 
     model_type: str
@@ -24,7 +25,7 @@ class Family:
     norm: str = "norm"
     attention: str = "self_attn"
     own_attention: bool = False
-    """The layers do not go through transformers' AttentionInterface: they keep attention code of their own."""
+    """The layers keep attention code of their own, past transformers' AttentionInterface."""
     rotary: str | None = "rotary_emb"
     rotary_by_layer_type: bool = False
     """Sliding and full layers turn by different angles (Gemma 3)."""
@@ -47,15 +48,17 @@ class Family:
     logit_softcap_field: str | None = None
     """c of c * tanh(logits / c), where the family caps its logits."""
     fixed_length_field: str | None = None
-    """Positions from this one on are scaled by how they stand in the batch (Llama 4): left to the model itself."""
+    """From this position on a token's scale depends on the batch's padding (Llama 4): left to the model."""
     notes: str = ""
     """For the support matrix."""
 
 
-_GPT = {"base": "transformer", "embed": "wte", "layers": "h", "norm": "ln_f", "attention": "attn"}
-_OLD = {"own_attention": True, "cache_argument": "layer_past"}
+_gpt = partial(Family, base="transformer", embed="wte", layers="h", norm="ln_f", attention="attn")
+_bloom = partial(_gpt, embed="word_embeddings", attention="self_attention")
+_granite = partial(
+    Family, embed_multiplier_field="embedding_multiplier", logit_divisor_field="logits_scaling"
+)
 _SOFTCAP = "final_logit_softcapping"
-_GRANITE = {"embed_multiplier_field": "embedding_multiplier", "logit_divisor_field": "logits_scaling"}
 
 # By popularity.
 _ROWS = (
@@ -78,7 +81,7 @@ _ROWS = (
     ),
     Family("phi", norm="final_layernorm", notes="parallel branches"),
     Family("phi3", notes="sliding window"),
-    Family("gpt2", rotary=None, position_embedding="wpe", **_GPT, notes="learned positions"),
+    _gpt("gpt2", rotary=None, position_embedding="wpe", notes="learned positions"),
     Family(
         "gpt_neox",
         base="gpt_neox",
@@ -88,16 +91,29 @@ _ROWS = (
         cache_argument="layer_past",
         notes="parallel branches",
     ),
-    Family("gptj", rotary=None, position_table=True, **_GPT, **_OLD, notes="parallel branches"),
-    Family(
+    _gpt(
+        "gptj",
+        own_attention=True,
+        cache_argument="layer_past",
+        rotary=None,
+        position_table=True,
+        notes="parallel branches",
+    ),
+    _gpt(
         "gpt_bigcode",
+        cache_argument="layer_past",
         rotary=None,
         position_embedding="wpe",
-        cache_argument="layer_past",
-        **_GPT,
         notes="learned positions, one K/V head",
     ),
-    Family("codegen", rotary=None, position_table=True, **_GPT, **_OLD, notes="parallel branches"),
+    _gpt(
+        "codegen",
+        own_attention=True,
+        cache_argument="layer_past",
+        rotary=None,
+        position_table=True,
+        notes="parallel branches",
+    ),
     Family(
         "opt",
         base="model.decoder",
@@ -107,27 +123,29 @@ _ROWS = (
         position_offset=2,
         notes="learned positions",
     ),
-    Family(
+    _bloom(
         "falcon",
-        **_GPT | {"embed": "word_embeddings", "attention": "self_attention"},
-        **_OLD,
+        own_attention=True,
+        cache_argument="layer_past",
         alibi="in the mask",
-        notes="RoPE or ALiBi",
+        notes="RoPE or ALiBi; one or a few K/V heads",
     ),
-    Family(
+    _bloom(
         "bloom",
-        **_GPT | {"embed": "word_embeddings", "attention": "self_attention"},
-        **_OLD,
+        own_attention=True,
+        cache_argument="layer_past",
         embed_norm="word_embeddings_layernorm",
         rotary=None,
         position_argument=None,
         alibi="alibi",
         notes="ALiBi",
     ),
-    Family(
+    _gpt(
         "mpt",
-        **_GPT | {"layers": "blocks", "norm": "norm_f"},
-        **_OLD,
+        layers="blocks",
+        norm="norm_f",
+        own_attention=True,
+        cache_argument="layer_past",
         rotary=None,
         position_argument=None,
         alibi="position_bias",
@@ -139,8 +157,8 @@ _ROWS = (
     Family("olmo2"),
     Family("olmo3", rotary_by_layer_type=True, notes="sliding and full layers, angles of their own"),
     Family("olmoe", notes="experts"),
-    Family("granite", **_GRANITE, notes="scaled embeddings and logits"),
-    Family("granitemoe", **_GRANITE, notes="experts; scaled embeddings and logits"),
+    _granite("granite", notes="scaled embeddings and logits"),
+    _granite("granitemoe", notes="experts; scaled embeddings and logits"),
     Family("cohere", logit_multiplier_field="logit_scale", notes="parallel branches, scaled logits"),
     Family("cohere2", logit_multiplier_field="logit_scale", notes="sliding layers, full ones without RoPE"),
     Family("nemotron"),

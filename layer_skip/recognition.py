@@ -18,21 +18,13 @@ _ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
 _ROTARIES = ("rotary_emb", "rotary")
 _POSITIONS = ("wpe", "embed_positions", "position_embeddings")
 _CACHES = ("past_key_values", "layer_past", "past_key_value")
-_FIELDS = {
-    "embed_multiplier_field": "embedding_multiplier",
-    "logit_multiplier_field": "logit_scale",
-    "logit_divisor_field": "logits_scaling",
-    "logit_softcap_field": "final_logit_softcapping",
-}
-"""Config fields that mean the same wherever they occur."""
 
 
 def family_of(model: nn.Module) -> Family:
     """The row of `model`'s family; for an unknown family one by structure, which only a check can confirm.
 
     Raises:
-        UnsupportedModelError: no causal language model that can roll back, or no known part where one is looked
-            for; the message gives the reason.
+        UnsupportedModelError: the model cannot roll back, or a part is not found; the message says why.
     """
     reason = reason_against(model)
     if reason is not None:
@@ -53,23 +45,28 @@ def _by_structure(model: Any) -> Family:
     base = attrgetter(base_name)(model)
     layers = _found(base, _LAYERS, "list of layers", model)
     layer = next(iter(getattr(base, layers)))
+    attention = _found(layer, _ATTENTIONS, "attention in its layers", model)
     rotary = next((name for name in _ROTARIES if hasattr(base, name)), None)
     asked = inspect.signature(type(layer).forward).parameters
-    fields = {key: name for key, name in _FIELDS.items() if getattr(model.config, name, None) is not None}
     return Family(
         model.config.model_type,
         base=base_name,
         embed=_found(base, _EMBEDS, "token embedding", model),
         layers=layers,
         norm=_found(base, _NORMS, "final norm", model),
-        attention=_found(layer, _ATTENTIONS, "attention in its layers", model),
+        attention=attention,
+        own_attention=not hasattr(getattr(layer, attention), "config"),
         rotary=rotary,
         rotary_by_layer_type=rotary is not None
         and "layer_type" in inspect.signature(getattr(base, rotary).forward).parameters,
         position_embedding=next((name for name in _POSITIONS if hasattr(base, name)), None),
         position_argument="position_ids" if _takes(asked, "position_ids") else None,
         cache_argument=next((name for name in _CACHES if name in asked), _CACHES[0]),
-        **fields,
+        # These fields mean the same wherever they occur.
+        embed_multiplier_field="embedding_multiplier",
+        logit_multiplier_field="logit_scale",
+        logit_divisor_field="logits_scaling",
+        logit_softcap_field="final_logit_softcapping",
     )
 
 
@@ -85,6 +82,6 @@ def _found(owner: Any, names: Sequence[str], what: str, model: Any) -> str:
         if isinstance(part, nn.Module) and (what != "base model" or any(hasattr(part, n) for n in _LAYERS)):
             return name
     raise UnsupportedModelError(
-        f"no row for model_type={model.config.model_type!r} in layer_skip/families.py, and {type(model).__name__} "
-        f"has no {what} under a common name ({', '.join(names)})"
+        f"no row for model_type={model.config.model_type!r} in layer_skip/families.py, and "
+        f"{type(model).__name__} has no {what} under a common name ({', '.join(names)})"
     )

@@ -1,11 +1,13 @@
-"""Models that cannot exit early, and why: known ones by name, the others by what their config and class say."""
+"""Models that cannot exit early, and why: known ones by name, others by what their config and class say."""
 
 from collections.abc import Iterable
 from typing import Any
 
 _STATE = "recurrent state cannot be rolled back when a draft token is rejected"
 _MIXED = "some layers keep recurrent state, which cannot be rolled back when a draft token is rejected"
-_INDEXED = "its sparse attention keeps an index beside the keys and values, which the shared cache does not hold"
+_INDEXED = (
+    "its sparse attention keeps an index beside the keys and values, which the shared cache does not hold"
+)
 _ENCODER_DECODER = "an encoder-decoder; only decoder-only models exit early"
 _BIDIRECTIONAL = "an encoder: its attention looks ahead, so it does not generate left to right"
 _OLD_CACHE = "it keeps keys and values in a form of its own, not in a transformers cache"
@@ -18,8 +20,8 @@ def _table(groups: dict[str, str]) -> dict[str, str]:
 REFUSED: dict[str, str] = _table(
     {
         _STATE: "mamba mamba2 falcon_mamba rwkv xlstm",
-        _MIXED: "jamba bamba zamba zamba2 recurrent_gemma qwen3_next qwen3_5_text qwen3_5_moe_text qwen4_exp_text "
-        "lfm2 lfm2_moe falcon_h1 granitemoehybrid nemotron_h minimax kimi_linear olmo_hybrid zaya bailing_hybrid",
+        _MIXED: "jamba bamba zamba zamba2 recurrent_gemma qwen3_next qwen3_5_text qwen3_5_moe_text lfm2 "
+        "lfm2_moe falcon_h1 granitemoehybrid nemotron_h minimax kimi_linear olmo_hybrid zaya bailing_hybrid",
         _INDEXED: "deepseek_v32 deepseek_v4 glm_moe_dsa",
         _ENCODER_DECODER: "t5 mt5 umt5 bart mbart pegasus marian blenderbot led prophetnet t5gemma whisper",
         _BIDIRECTIONAL: "bert roberta electra deberta deberta-v2 albert distilbert modernbert xlm-roberta",
@@ -69,8 +71,8 @@ def _against_attention(name: str | None) -> str | None:
     if "/" in name or function is None or function.__module__.startswith(_EXACT_ATTENTION):
         return None
     return (
-        f"uses the attention function {name!r} of {function.__module__}, which may compute something else than "
-        f"plain attention: call model.set_attn_implementation('sdpa') first if it does not"
+        f"uses the attention function {name!r} of {function.__module__}, which may compute something else "
+        f"than plain attention: call model.set_attn_implementation('sdpa') first if it does not"
     )
 
 

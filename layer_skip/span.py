@@ -28,7 +28,7 @@ class Span:
     positions: Tensor
     """[B, m] int64"""
     rope: Any
-    """What the model's rotary module returns: tensors [B, m, ...], or tuples or a dict by layer type of them."""
+    """What the model's rotary module returns: tensors [B, m, ...], in tuples or in a dict by layer type."""
     masks: dict[Reach, Tensor]
     """Additive [B, 1, m, S] masks by reach."""
     start: int | None
