@@ -54,7 +54,8 @@ class Family:
 
 
 _gpt = partial(Family, base="transformer", embed="wte", layers="h", norm="ln_f", attention="attn")
-_bloom = partial(_gpt, embed="word_embeddings", attention="self_attention")
+_own = partial(_gpt, own_attention=True, cache_argument="layer_past")
+_bloom = partial(_own, embed="word_embeddings", attention="self_attention")
 _granite = partial(
     Family, embed_multiplier_field="embedding_multiplier", logit_divisor_field="logits_scaling"
 )
@@ -91,14 +92,7 @@ _ROWS = (
         cache_argument="layer_past",
         notes="parallel branches",
     ),
-    _gpt(
-        "gptj",
-        own_attention=True,
-        cache_argument="layer_past",
-        rotary=None,
-        position_table=True,
-        notes="parallel branches",
-    ),
+    _own("gptj", rotary=None, position_table=True, notes="parallel branches"),
     _gpt(
         "gpt_bigcode",
         cache_argument="layer_past",
@@ -106,14 +100,7 @@ _ROWS = (
         position_embedding="wpe",
         notes="learned positions, one K/V head",
     ),
-    _gpt(
-        "codegen",
-        own_attention=True,
-        cache_argument="layer_past",
-        rotary=None,
-        position_table=True,
-        notes="parallel branches",
-    ),
+    _own("codegen", rotary=None, position_table=True, notes="parallel branches"),
     Family(
         "opt",
         base="model.decoder",
@@ -125,27 +112,21 @@ _ROWS = (
     ),
     _bloom(
         "falcon",
-        own_attention=True,
-        cache_argument="layer_past",
         alibi="in the mask",
         notes="RoPE or ALiBi; one or a few K/V heads",
     ),
     _bloom(
         "bloom",
-        own_attention=True,
-        cache_argument="layer_past",
         embed_norm="word_embeddings_layernorm",
         rotary=None,
         position_argument=None,
         alibi="alibi",
         notes="ALiBi",
     ),
-    _gpt(
+    _own(
         "mpt",
         layers="blocks",
         norm="norm_f",
-        own_attention=True,
-        cache_argument="layer_past",
         rotary=None,
         position_argument=None,
         alibi="position_bias",

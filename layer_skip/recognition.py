@@ -56,6 +56,7 @@ def _by_structure(model: Any) -> Family:
         norm=_found(base, _NORMS, "final norm", model),
         attention=attention,
         own_attention=not hasattr(getattr(layer, attention), "config"),
+        position_table=hasattr(getattr(layer, attention), "embed_positions"),
         rotary=rotary,
         rotary_by_layer_type=rotary is not None
         and "layer_type" in inspect.signature(getattr(base, rotary).forward).parameters,

@@ -1,6 +1,5 @@
 """Models that cannot exit early, and why: known ones by name, others by what their config and class say."""
 
-from collections.abc import Iterable
 from typing import Any
 
 _STATE = "recurrent state cannot be rolled back when a draft token is rejected"
@@ -22,9 +21,10 @@ REFUSED: dict[str, str] = _table(
         _STATE: "mamba mamba2 falcon_mamba rwkv xlstm",
         _MIXED: "jamba bamba zamba zamba2 recurrent_gemma qwen3_next qwen3_5_text qwen3_5_moe_text lfm2 "
         "lfm2_moe falcon_h1 granitemoehybrid nemotron_h minimax kimi_linear olmo_hybrid zaya bailing_hybrid",
-        _INDEXED: "deepseek_v32 deepseek_v4 glm_moe_dsa",
+        _INDEXED: "deepseek_v32 deepseek_v4 glm_moe_dsa minimax_m3_vl_text",
         _ENCODER_DECODER: "t5 mt5 umt5 bart mbart pegasus marian blenderbot led prophetnet t5gemma whisper",
-        _BIDIRECTIONAL: "bert roberta electra deberta deberta-v2 albert distilbert modernbert xlm-roberta",
+        _BIDIRECTIONAL: "bert roberta electra deberta deberta-v2 albert distilbert modernbert xlm-roberta "
+        "camembert big_bird megatron-bert rembert roformer",
         _OLD_CACHE: "xlnet xlm openai-gpt ctrl cpmant",
     }
 )
@@ -48,8 +48,10 @@ def reason_against(model: Any) -> str | None:
     reason = REFUSED.get(config.model_type)
     if reason is not None:
         return f"({config.model_type}) is refused: {reason}"
-    if getattr(model, "_is_stateful", False) or any(_starts(vars(config), _STATE_FIELDS)):
+    if getattr(model, "_is_stateful", False) or _has_field(config, _STATE_FIELDS):
         return f"({config.model_type}) is refused: {_MIXED}"
+    if _has_field(config, ("index_",)):
+        return f"({config.model_type}) is refused: {_INDEXED}"
     kinds = set(getattr(config, "layer_types", None) or ()) - _KINDS
     if kinds:
         return f"has layers of kind {sorted(kinds)}: only {', '.join(sorted(_KINDS))} can be rolled back"
@@ -76,5 +78,5 @@ def _against_attention(name: str | None) -> str | None:
     )
 
 
-def _starts(names: Iterable[str], beginnings: tuple[str, ...]) -> Iterable[bool]:
-    return (name.startswith(beginnings) for name in names)
+def _has_field(config: Any, beginnings: tuple[str, ...]) -> bool:
+    return any(name.startswith(beginnings) and value is not None for name, value in vars(config).items())

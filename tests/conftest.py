@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(params=["gemma2", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"])
 def family(request: pytest.FixtureRequest) -> str:
-    """Families that differ most, for what does not depend on the family; the others are in test_families.py."""
+    """Families that differ most; greedy text of all of them is in selfspec/test_families.py."""
     return str(request.param)
 
 

@@ -14,7 +14,7 @@ import selfspec
 from layer_skip import alibi, attention, decoder, recognition
 from layer_skip.families import FAMILIES, UnsupportedModelError
 
-# Windows and chunks are 10 to 16 tokens: prompts are shorter and longer than they are, rows of a batch unequal.
+# Windows and chunks are 10 to 16 tokens: prompts are shorter and longer, rows of a batch unequal.
 SHORT, LONG, BATCH = (7,), (21,), (24, 3, 9, 30)
 COVERING = [(BATCH, 1, 4), (BATCH, 2, 7), (LONG, LAYERS - 1, 1), (SHORT, 2, 4)]
 EVERY = [
