@@ -99,7 +99,7 @@ def _sizes(anatomy: Anatomy, name: str) -> Table:
         "vocabulary": f"{anatomy.vocabulary:,}",
         "positions": "no limit" if anatomy.positions is None else f"{anatomy.positions:,}",
         "parameters": f"{anatomy.parameters:,} ({anatomy.weight_bytes / 1e6:,.1f} MB in {anatomy.dtype})",
-        "self-check": f"{anatomy.check_seconds:.2f} s, off by {anatomy.check_difference:.1g} of the largest logit",
+        "self-check": f"{anatomy.check_seconds:.2f} s, off by {anatomy.check_difference:.1g} of a logit",
         "KV cache": f"{anatomy.cache_bytes_per_token:,} bytes a token",
         "one layer, one token": f"{anatomy.layer_seconds * 1e3:.3f} ms",
         "head, one token": f"{anatomy.head_seconds * 1e3:.3f} ms: η = {anatomy.head_cost:.2f} layers",
