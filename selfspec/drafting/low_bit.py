@@ -8,6 +8,7 @@ from selfspec.call import Call
 from selfspec.drafting.expansion import expand, expand_while_sure, with_graft
 from selfspec.drafting.margins import MarginStop
 from selfspec.round import Draft
+from selfspec.shapes import FASTEST
 from selfspec.tree import Level, TreeOfDepth, chain
 
 
@@ -47,9 +48,10 @@ class LowBit:
         tree = chain(length) if adaptive else with_graft(self.shape(length), graft)
         span = call.lay_out(tree)
         decoder = self._view.of(call.decoder)
+        key_length = FASTEST.key_length(max(call.rows.cached) + tree.size)
 
         def read(tokens: Tensor, level: Level) -> Tensor:
-            place = span.narrow(level.first, tokens.shape[1])
+            place = span.narrow(level.first, tokens.shape[1]).shortened(key_length)
             hidden = decoder.embed(tokens, place)
             hidden = decoder.run(hidden, 0, self.exit_layer, place, call.cache.window(place))
             return decoder.logits(hidden)

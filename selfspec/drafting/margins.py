@@ -1,7 +1,7 @@
 """How far to draft: as long as the draft is sure of itself, by margins calibrated on what the target said.
 
 The target chooses another token than the draft when the difference of their scores outweighs the draft's
-margin, the gap between its best candidate and the next. In coupled mode both scores hold the same noise, so the
+margin, the gap between its best candidate and the next. In coupled mode both scores hold the same noise, so a
 margin tells more than the token's probability: an unlikely token that the noise put far ahead is safe.
 """
 
