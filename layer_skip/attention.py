@@ -24,6 +24,7 @@ def attend(
     attention_mask: Tensor,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **unused: object,
 ) -> tuple[Tensor, None]:
     """Masked attention of query [B, H, m, Dh] over key, value [B, Hkv, S, Dh].
@@ -31,29 +32,36 @@ def attend(
     Args:
         attention_mask: additive, [B, 1, m, S], in the query's dtype.
         softcap: c of c * tanh(scores / c), before the mask (Gemma 2).
+        s_aux: attention sinks [H]: scores that take part in the softmax and carry no value (gpt-oss).
 
     Returns:
-        [B, m, H, Dh], and None in place of the attention weights.
+        [B, m, H, Dh], contiguous as layers expect it, and None in place of the attention weights.
     """
     batch, heads, width = query.shape[:3]
     groups = heads // key.shape[1]
-    if groups > 1 and softcap is None and groups * width <= _FOLDED_ROWS:
+    plain = softcap is None and s_aux is None
+    if plain and groups > 1 and groups * width <= _FOLDED_ROWS:
         # The query heads of a group become rows of one head: their keys and values are read once.
         folded = query.reshape(batch, key.shape[1], groups * width, -1)
         rows = attention_mask.expand(batch, groups, width, -1).reshape(batch, 1, groups * width, -1)
         out = F.scaled_dot_product_attention(folded, key, value, attn_mask=rows, scale=scaling)
-        return out.reshape(batch, heads, width, -1).transpose(1, 2), None
+        return out.reshape(batch, heads, width, -1).transpose(1, 2).contiguous(), None
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    if softcap is None:
+    if plain:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
-        return out.transpose(1, 2), None
+        return out.transpose(1, 2).contiguous(), None
     scores = torch.matmul(query, key.transpose(2, 3)) * (
         query.shape[-1] ** -0.5 if scaling is None else scaling
     )
-    scores = torch.tanh(scores / softcap) * softcap + attention_mask
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + attention_mask
+    if s_aux is not None:
+        sinks = s_aux.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(weights, value).transpose(1, 2), None
+    return torch.matmul(weights[..., : key.shape[2]], value).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION, attend)

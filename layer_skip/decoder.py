@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layer_skip import alibi
 from layer_skip.attention import ATTENTION
-from layer_skip.families import UnsupportedModelError, family_of
-from layer_skip.span import Span, causal_mask, tree_mask
+from layer_skip.families import FAMILIES, UnsupportedModelError
+from layer_skip.recognition import family_of
+from layer_skip.span import Chunk, Reach, Span, causal_mask, tree_keys, tree_mask
 
 
 class LayeredDecoder:
@@ -20,36 +22,46 @@ class LayeredDecoder:
     replaced in between (an adapter loaded, a layer swapped) are always the current ones.
 
     Args:
-        model: a Hugging Face causal language model of a family in `layer_skip.families`.
+        model: a Hugging Face causal language model; see `layer_skip.families` for the families with a row.
 
     Raises:
-        UnsupportedModelError: the model has no row, or its parts are not where the row says.
+        UnsupportedModelError: the model cannot exit early, or its parts are not where its row says.
     """
 
     def __init__(self, model: Any) -> None:
-        self.family = family_of(model)
+        family = self.family = family_of(model)
         self.config: Any = model.config
         try:
-            base = attrgetter(self.family.base)(model)
-            self._embed: Any = getattr(base, self.family.embed)
-            self._norm: nn.Module | None = getattr(base, self.family.norm)
+            base = self._base = attrgetter(family.base)(model)
+            self._embed: Any = getattr(base, family.embed)
+            self._embed_norm = getattr(base, family.embed_norm) if family.embed_norm else None
+            self._norm: nn.Module | None = getattr(base, family.norm)
             self._head: nn.Module = model.get_output_embeddings()
-            layers: Iterable[nn.Module] = getattr(base, self.family.layers)
-            self._layers = [_with_our_attention(layer, self.family.attention) for layer in layers]
+            layers: Iterable[nn.Module] = getattr(base, family.layers)
+            self._layers = [
+                layer if family.own_attention else _with_our_attention(layer, family.attention)
+                for layer in layers
+            ]
+            self._rotary: Any = getattr(base, family.rotary) if family.rotary else None
+            self._positions = getattr(base, family.position_embedding) if family.position_embedding else None
         except AttributeError as error:
+            known = "calls itself" if family.model_type in FAMILIES else "has no row for"
             raise UnsupportedModelError(
-                f"{type(model).__name__} calls itself {self.family.model_type!r} but lacks a part: {error}"
+                f"{type(model).__name__} {known} {family.model_type!r} but lacks a part: {error}"
             ) from error
-        self._rotary: Any = getattr(base, self.family.rotary) if self.family.rotary else None
-        self._positions = (
-            getattr(base, self.family.position_embedding) if self.family.position_embedding else None
-        )
         self._project_in: nn.Module | None = getattr(base, "project_in", None)
         self._project_out: nn.Module | None = getattr(base, "project_out", None)
-        self._softcap: float | None = getattr(self.config, self.family.logit_softcap or "", None)
-        self._windows = _layer_windows(self.config, len(self._layers))
+        self._embed_multiplier = self._factor(family.embed_multiplier_field)
+        self._input_divisor = self._factor(family.input_divisor_field)
+        self._logit_multiplier = self._factor(family.logit_multiplier_field)
+        self._logit_divisor = self._factor(family.logit_divisor_field)
+        self._softcap = self._factor(family.logit_softcap_field)
+        self._kinds, self._reaches = _layer_kinds(self.config, len(self._layers))
         self.device: torch.device = next(iter(self._embed.parameters())).device
         self.dtype: torch.dtype = next(p.dtype for p in self._embed.parameters())
+
+    def _factor(self, field: str | None) -> float | None:
+        return None if field is None else getattr(self.config, field, None)
 
     @property
     def n_layers(self) -> int:
@@ -69,9 +81,20 @@ class LayeredDecoder:
         """A decoder of layers [0, n_layers) with the modules in `table` replaced; the rest is shared."""
         other = copy.copy(self)
         other._layers = [_replaced(layer, table) for layer in self._layers[:n_layers]]
-        other._windows = self._windows[:n_layers]
+        other._kinds, other._reaches = self._kinds[:n_layers], self._reaches[:n_layers]
         other._head = _replaced(self._head, table)
         return other
+
+    @property
+    def cache_slots(self) -> list[int]:
+        """The layer index under which each layer keeps its K/V."""
+        attentions = (getattr(layer, self.family.attention) for layer in self._layers)
+        return [getattr(attention, "layer_idx", i) for i, attention in enumerate(attentions)]
+
+    @property
+    def takes_trees(self) -> bool:
+        """Whether candidates may share a position: not where rows share one table of biases (MPT)."""
+        return self.family.alibi != "position_bias"
 
     @property
     def vocab_size(self) -> int:
@@ -85,7 +108,7 @@ class LayeredDecoder:
     @property
     def has_learned_positions(self) -> bool:
         """Whether a position past `max_positions` does not exist at all, rather than being untrained."""
-        return self._positions is not None
+        return self._positions is not None or self.family.position_table
 
     @property
     def fixed_rope_length(self) -> int | None:
@@ -93,10 +116,14 @@ class LayeredDecoder:
 
         Dynamic NTK scaling and LongRoPE turn every position further once a text is longer than this.
         """
-        kind = getattr(self._rotary, "rope_type", None) or ""
-        if kind == "longrope":
+        if self.family.fixed_length_field and getattr(self.config, "attn_temperature_tuning", False):
+            return int(getattr(self.config, self.family.fixed_length_field)) - 1
+        kinds = getattr(self._rotary, "rope_type", None) or ""
+        kinds = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
+        if "longrope" in kinds:
             return int(self.config.rope_parameters["original_max_position_embeddings"])
-        return int(self._rotary.original_max_seq_len) if "dynamic" in kind else None
+        dynamic = any("dynamic" in kind for kind in kinds)
+        return int(self._rotary.original_max_seq_len) if dynamic else None
 
     def products(self) -> Iterator[nn.Module]:
         """The modules whose matrix products decide a token: those of the first layer, and the head."""
@@ -110,25 +137,37 @@ class LayeredDecoder:
     ) -> Span:
         """Rotary angles and masks for tokens at `positions` [B, m] over `key_length` cache slots.
 
-        `ancestors` [m, m] (bool) makes them candidates of a tree, see `tree_mask`; else they are consecutive.
+        `ancestors` (bool [m, m]) makes them candidates of a tree, see `tree_mask`.
         """
-        rope = None
-        if self._rotary is not None:
-            like = torch.empty(0, dtype=self.dtype, device=positions.device)
-            rope = self._rotary(like, positions)
-        slots, masks = positions, {}
-        for window in set(self._windows):
-            if ancestors is None:
-                masks[window] = causal_mask(positions, key_length, window, self.dtype)
-            else:
-                masks[window] = tree_mask(positions, key_length, window, self.dtype, ancestors)
-        if ancestors is not None:
+        slots = positions
+        keys = torch.arange(key_length, device=positions.device).expand(len(positions), -1)
+        if ancestors is None:
+            masks = {r: causal_mask(positions, key_length, r, self.dtype) for r in set(self._reaches)}
+        else:
             slots = positions[:, :1] + torch.arange(positions.shape[1], device=positions.device)
-        return Span(positions=positions, slots=slots, rope=rope, masks=masks, start=start)
+            keys = tree_keys(positions, key_length)
+            masks = {r: tree_mask(positions, keys, r, self.dtype, ancestors) for r in set(self._reaches)}
+        arguments: dict[str, Tensor | None] = {}
+        if self.family.alibi is not None:
+            how = self.family.alibi
+            masks, arguments = alibi.add(self._base, self.config, how, masks, keys, self.dtype)
+        return Span(positions, slots, self._rope(positions), masks, start, arguments)
+
+    def _rope(self, positions: Tensor) -> Any:
+        if self._rotary is None:
+            return None
+        like = torch.empty(0, dtype=self.dtype, device=positions.device)
+        if not self.family.rotary_by_layer_type:
+            return self._rotary(like, positions)
+        return {kind: self._rotary(like, positions, kind) for kind in set(self._kinds)}
 
     def embed(self, tokens: Tensor, span: Span) -> Tensor:
         """Hidden states [B, m, D] in front of layer 0 for tokens [B, m]."""
         hidden = self._embed(tokens)
+        if self._embed_multiplier is not None:
+            hidden = hidden * self._embed_multiplier
+        if self._embed_norm is not None:
+            hidden = self._embed_norm(hidden)
         if self._project_in is not None:
             hidden = self._project_in(hidden)
         if self._positions is not None:
@@ -151,23 +190,26 @@ class LayeredDecoder:
 
         `watch` is shown the states after every layer, with the number of layers that have run.
         """
-        arguments = {
-            "position_ids": span.positions,
-            "position_embeddings": span.rope,
-            "use_cache": True,
-            self.family.cache_argument: cache,
-        }
-        if span.rope is None:
-            del arguments["position_embeddings"]
+        arguments = {"use_cache": True, self.family.cache_argument: cache, **span.arguments}
+        if self.family.position_argument is not None:
+            positions = span.positions
+            if self.family.position_table:
+                # Spare columns may stand past the table's end, as in `embed`.
+                positions = positions.clamp(max=self.config.max_position_embeddings - 1)
+            arguments[self.family.position_argument] = positions
         for index in range(first, last):
-            output = self._layers[index](hidden, attention_mask=span.masks[self._windows[index]], **arguments)
+            if span.rope is not None:
+                by_kind = self.family.rotary_by_layer_type
+                arguments["position_embeddings"] = span.rope[self._kinds[index]] if by_kind else span.rope
+            mask = span.masks[self._reaches[index]]
+            output = self._layers[index](hidden, attention_mask=mask, **arguments)
             hidden = output[0] if isinstance(output, tuple) else output
             if watch is not None:
                 watch(index + 1, hidden)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The exit head: final norm, LM head and the family's cap; hidden [B, m, D] -> [B, m, V].
+        """The exit head: final norm, LM head and the family's scale or cap; hidden [B, m, D] -> [B, m, V].
 
         The final norm comes before the head at every exit (Elhoushi et al. 2024, section 4.1).
         """
@@ -175,7 +217,13 @@ class LayeredDecoder:
             hidden = self._norm(hidden)
         if self._project_out is not None:
             hidden = self._project_out(hidden)
+        if self._input_divisor is not None:
+            hidden = hidden / self._input_divisor
         logits = self._head(hidden)
+        if self._logit_multiplier is not None:
+            logits = logits * self._logit_multiplier
+        if self._logit_divisor is not None:
+            logits = logits / self._logit_divisor
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
@@ -207,13 +255,14 @@ def _replaced(module: nn.Module, table: Mapping[nn.Module, nn.Module]) -> nn.Mod
     return shell
 
 
-def _layer_windows(config: Any, n_layers: int) -> list[int | None]:
-    """Sliding window of every layer in tokens, None for full attention."""
+def _layer_kinds(config: Any, n_layers: int) -> tuple[list[str], list[Reach]]:
+    """Kind of every layer in the config's words, and how far back its tokens see."""
     window: int | None = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * n_layers
-    unknown = set(kinds) - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise UnsupportedModelError(
-            f"layers of kind {sorted(unknown)} are not supported yet (full or sliding attention only)"
-        )
-    return [window if kind == "sliding_attention" else None for kind in kinds[:n_layers]]
+    chunk: int | None = getattr(config, "attention_chunk_size", None)
+    reaches: dict[str, Reach] = {
+        "full_attention": None,
+        "sliding_attention": window,
+        "chunked_attention": Chunk(chunk) if chunk else None,
+    }
+    kinds = (getattr(config, "layer_types", None) or ["sliding_attention"] * n_layers)[:n_layers]
+    return kinds, [reaches[kind] for kind in kinds]

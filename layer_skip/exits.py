@@ -14,6 +14,9 @@ class _NoCache:
     def update(self, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Tensor]:
         return key, value
 
+    def get_seq_length(self, *_: object) -> int:
+        return 0
+
 
 @dataclass(frozen=True)
 class ExitChoices:

@@ -1,11 +1,21 @@
 """Where the tokens of a pass stand: positions, rotary angles, masks; built once a round, sliced per pass."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Rope = tuple[Tensor, Tensor]
+
+@dataclass(frozen=True)
+class Chunk:
+    """Attention within chunks of `size` positions, counted from a row's first token (Llama 4)."""
+
+    size: int
+
+
+Reach = int | Chunk | None
+"""How far back a layer's tokens see: a sliding window of that many tokens, their chunk, or everything."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +30,14 @@ class Span:
     """[B, m] int64"""
     slots: Tensor
     """[B, m] int64, the positions themselves where no two tokens share one"""
-    rope: Rope | None
-    """cos, sin: [B, m, Dh]"""
-    masks: dict[int | None, Tensor]
-    """Additive [B, 1, m, S] masks by sliding window (None: full attention)."""
+    rope: Any
+    """What the model's rotary module returns: tensors [B, m, ...], in tuples or in a dict by layer type."""
+    masks: dict[Reach, Tensor]
+    """Additive [B, 1, m, S] masks by reach."""
     start: int | None
     """The first slot when it is the same in all rows: writing to the cache is then one slice."""
+    arguments: dict[str, Tensor | None] = field(default_factory=dict)
+    """Further arguments of a layer, the same for all columns (ALiBi)."""
 
     @property
     def width(self) -> int:
@@ -41,42 +53,72 @@ class Span:
         return Span(
             positions=self.positions[:, first:last],
             slots=self.slots[:, first:last],
-            rope=None if self.rope is None else (self.rope[0][:, first:last], self.rope[1][:, first:last]),
-            masks={window: mask[:, :, first:last] for window, mask in self.masks.items()},
+            rope=_columns(self.rope, first, last),
+            masks={reach: mask[:, :, first:last] for reach, mask in self.masks.items()},
             start=None if self.start is None else self.start + first,
+            arguments=self.arguments,
         )
 
+    def shortened(self, key_length: int) -> "Span":
+        """The span over its first `key_length` slots only, where no token sees a later one."""
+        if self.arguments:  # biases by key, in forms of their own
+            return self
+        return replace(self, masks={reach: mask[..., :key_length] for reach, mask in self.masks.items()})
 
-def causal_mask(positions: Tensor, key_length: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Additive mask [B, 1, m, S]: a token sees the slots up to its own, and at most `window` of them."""
+
+def _columns(rope: Any, first: int, last: int) -> Any:
+    if isinstance(rope, dict):
+        return {kind: _columns(angles, first, last) for kind, angles in rope.items()}
+    if isinstance(rope, tuple):
+        return tuple(_columns(angles, first, last) for angles in rope)
+    return None if rope is None else rope[:, first:last]
+
+
+def causal_mask(positions: Tensor, key_length: int, reach: Reach, dtype: torch.dtype) -> Tensor:
+    """Additive mask [B, 1, m, S]: a token sees the slots up to its own that are within `reach`."""
     keys = torch.arange(key_length, device=positions.device)
     own = positions[:, None, :, None]
-    visible = keys <= own
-    if window is not None:
-        visible &= keys > own - window
-    return _additive(visible, dtype)
+    return _additive((keys <= own) & _within(reach, own, keys), dtype)
 
 
-def tree_mask(
-    positions: Tensor, key_length: int, window: int | None, dtype: torch.dtype, ancestors: Tensor
-) -> Tensor:
+def tree_mask(positions: Tensor, keys: Tensor, reach: Reach, dtype: torch.dtype, ancestors: Tensor) -> Tensor:
     """Additive mask [B, 1, m, S]: a candidate sees the slots before the first one, and its own ancestors.
 
     Args:
         positions: [B, m]; column 0 is the last committed token, in the slot of its position, and the others
             take the slots after it.
+        keys: [B, S], the positions of all keys, see `tree_keys`.
         ancestors: bool [m, m], the columns that each column sees, itself included.
     """
-    keys = torch.arange(key_length, device=positions.device)
-    column = keys - positions[:, :1]
-    among = (column >= 0) & (column < positions.shape[1])
-    inside = column.clamp(min=0, max=positions.shape[1] - 1)
-    related = ancestors[:, inside].transpose(0, 1)
-    visible = torch.where(among[:, None], related, (column < 0)[:, None])
-    if window is not None:
-        key_positions = torch.where(among, positions.gather(1, inside), keys)
-        visible &= key_positions[:, None] > positions[:, :, None] - window
+    column, among = _columns_of_slots(positions, keys.shape[1])
+    visible = torch.where(
+        among[:, None], ancestors[:, column].transpose(0, 1), (keys < positions[:, :1])[:, None]
+    )
+    visible &= _within(reach, positions[:, :, None], keys[:, None])
     return _additive(visible[:, None], dtype)
+
+
+def tree_keys(positions: Tensor, key_length: int) -> Tensor:
+    """The position of every key [B, S] where the candidates of a tree stand, at `positions` [B, m]."""
+    column, among = _columns_of_slots(positions, key_length)
+    slots = torch.arange(key_length, device=positions.device)
+    return torch.where(among, positions.gather(1, column), slots)
+
+
+def _columns_of_slots(positions: Tensor, key_length: int) -> tuple[Tensor, Tensor]:
+    """The column that stands in each slot [B, S], and whether one does."""
+    column = torch.arange(key_length, device=positions.device) - positions[:, :1]
+    among = (column >= 0) & (column < positions.shape[1])
+    return column.clamp(min=0, max=positions.shape[1] - 1), among
+
+
+def _within(reach: Reach, own: Tensor, keys: Tensor) -> Tensor:
+    """Whether keys are near enough to be seen, bool, broadcast."""
+    if isinstance(reach, Chunk):
+        return keys // reach.size == own // reach.size
+    if reach is None:
+        return torch.ones((), dtype=torch.bool, device=keys.device)
+    return keys > own - reach
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -99,3 +99,7 @@ class CacheWindow:
             keys.scatter_(2, slots.expand_as(key), key)
             values.scatter_(2, slots.expand_as(value), value)
         return keys[:, :, :length], values[:, :, :length]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens before this pass, for the attention code that asks (MPT, Llama 4)."""
+        return self._span.start or 0

@@ -113,8 +113,13 @@ class SpeculationConfig:
                 raise ConfigError(f"unknown setting {name!r}: {hint}known are {', '.join(known)}")
         return cls(**settings)
 
-    def check_model(self, n_layers: int) -> None:
-        """Raise ConfigError if the exit layer is past the last one that can draft."""
+    def check_model(self, n_layers: int, takes_trees: bool = True) -> None:
+        """Raise ConfigError if the exit layer is past the last one that can draft, or trees cannot be."""
+        if self.tree != "chain" and not takes_trees:
+            raise ConfigError(
+                f"tree={self.tree!r}: the layers of this model take one table of position biases for all "
+                "rows, so that no two candidates may share a position; use 'chain'"
+            )
         if self.exit_layer == "auto":
             return
         deepest = n_layers if self.kind in ("low_bit", "hybrid") else n_layers - 1

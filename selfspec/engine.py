@@ -81,7 +81,8 @@ def commit(call: Call, draft: Draft, verdict: Verdict) -> int:
         call.stats.count_row(drafted[i], deepest[i], accepted, len(new))
         if call.on_round is not None:
             candidates = [token for token in draft.tokens[i].tolist() if token != NOTHING]
-            call.on_round(RoundEvent(row, candidates, deepest[i], accepted, new))
+            ranks = verdict.ranks(i, draft.tree)[:accepted]
+            call.on_round(RoundEvent(row, candidates, deepest[i], ranks, new))
         if not finished:
             kept.append(i)
     call.stats.rounds += 1

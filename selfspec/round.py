@@ -53,3 +53,10 @@ class Verdict:
     """[B, depth+1]: the tokens to commit, of which the first accepted+1 count."""
     columns: Tensor | None = None
     """[B, depth+1]: where the accepted tokens stood, from the root on; None for a chain (0, 1, 2, ...)."""
+
+    def ranks(self, row: int, tree: Tree) -> tuple[int, ...]:
+        """For each accepted token of a row, which of the draft's candidates it was."""
+        accepted = int(self.accepted[row])
+        if self.columns is None:
+            return (0,) * accepted
+        return tuple(tree.ranks[column - 1] for column in self.columns[row, 1 : accepted + 1].tolist())

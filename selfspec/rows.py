@@ -16,9 +16,14 @@ class RoundEvent:
     """Draft tokens, accepted or not: a chain, or all candidates of a tree."""
     deepest: int
     """Tokens on the longest path among them: `accepted` can be no more."""
-    accepted: int
+    ranks: tuple[int, ...]
+    """For each accepted token, which of the draft's candidates it was: 0 for the likeliest."""
     committed: list[int]
     """The accepted tokens, then one correction or bonus token; cut where the row finished."""
+
+    @property
+    def accepted(self) -> int:
+        return len(self.ranks)
 
 
 @dataclass

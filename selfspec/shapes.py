@@ -100,15 +100,18 @@ def _probe_attention(
 ) -> tuple[frozenset[int], int | None]:
     """Query widths that differ from the widest, and the least safe key quantum (None if there is none)."""
     samples = list(_attention_samples(head_size, groups, dtype, device))
-    wide = [_attend(*sample, max(_WIDTHS), 2048) for sample in samples]
+    # As short as they can be at the largest quantum: four times as long costs a second and tells no more.
+    ample = [_ample_length(s[3]) for s in samples]
+    wide = [_attend(*s, max(_WIDTHS), length) for s, length in zip(samples, ample, strict=True)]
     bad = frozenset(
         width
         for width in _WIDTHS
         if any(
-            not torch.equal(_attend(*s, width, 2048), w[:, :width])
-            for s, w in zip(samples, wide, strict=True)
+            not torch.equal(_attend(*s, width, length), w[:, :width])
+            for s, length, w in zip(samples, ample, wide, strict=True)
         )
     )
+    wide = [_attend(*s, max(_WIDTHS), 2048) for s in samples]
     width = next((w for w in _WIDTHS if w >= 4 and w not in bad), max(_WIDTHS))
     for quantum in _QUANTA:
         lengths = [
@@ -132,6 +135,11 @@ def _attention_samples(
             torch.randn(1, h, n, head_size, generator=generator).to(device, dtype) for h, n in shapes
         )
         yield 2 * query, key, value, cached
+
+
+def _ample_length(cached: int) -> int:
+    """Keys for the widest query after `cached` tokens, in the largest quantum."""
+    return -(-(cached + max(_WIDTHS)) // max(_QUANTA)) * max(_QUANTA)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, cached: int, width: int, length: int) -> Tensor:

@@ -10,6 +10,7 @@ from layer_skip.low_bit import LowBitView, NothingToViewError
 from selfspec.call import Drafter
 from selfspec.config import SpeculationConfig
 from selfspec.drafting import EarlyExit, Lookup, LowBit, ModelDrafter
+from selfspec.drafting.margins import MarginStop
 from selfspec.drafting.suffix_automaton import SuffixAutomaton
 from selfspec.pacing import FixedLength, Pacer, PayCheck, Rate
 from selfspec.rows import Rows
@@ -122,7 +123,7 @@ class Speculation:
         config, n = self.config, len(rows.active)
         free = config.kind in ("auto", "hybrid", "lookup")
         measured = config.draft_length == "auto"
-        arms = {arm: self._drafter(arm) for arm in self._arms(decoder)}
+        arms = {arm: self._drafter(arm, self._stop(arm, sampled)) for arm in self._arms(decoder)}
         return Auto(
             knowledge=self.knowledge,
             arms=arms,
@@ -150,11 +151,19 @@ class Speculation:
             exits = range(1, decoder.n_layers) if exit_layer == "auto" else [exit_layer]
             yield from (Arm(e, low_bit=False) for e in exits if e < decoder.n_layers)
 
-    def _drafter(self, arm: Arm) -> ModelDrafter:
-        shape, threshold = self.config.shape, self.config.confidence_threshold
+    def _drafter(self, arm: Arm, stop: MarginStop | None = None) -> ModelDrafter:
+        config = self.config
+        how = (config.shape, config.confidence_threshold, stop, config.tree == "siblings")
         if arm.low_bit and self.view is not None:
-            return LowBit(self.view, arm.exit_layer, shape, threshold)
-        return EarlyExit(arm.exit_layer, shape, threshold)
+            return LowBit(self.view, arm.exit_layer, *how)
+        return EarlyExit(arm.exit_layer, *how)
+
+    def _stop(self, arm: Arm, sampled: bool) -> MarginStop | None:
+        """What ends an arm's drafts, where neither their length nor another rule is set."""
+        config = self.config
+        if config.draft_length != "auto" or config.confidence_threshold or isinstance(config.tree, tuple):
+            return None
+        return MarginStop(self.knowledge.margin_rates(arm, sampled))
 
     def _plain(self) -> ModelDrafter:
         return EarlyExit(1)

@@ -41,7 +41,7 @@ def wrap(model: Model, **settings: Any) -> Model:
     if "generate" in vars(model) and not is_wrapped(model):
         raise UnsupportedModelError(f"this {type(model).__name__} has a generate of its own on the instance")
     decoder = LayeredDecoder(model)
-    config.check_model(decoder.n_layers)
+    config.check_model(decoder.n_layers, decoder.takes_trees)
     check_decoder(model, decoder)
     speculation = Speculation(config)
     speculation.prepare(model, decoder)

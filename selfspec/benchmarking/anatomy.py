@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.exits import exit_choices
+from layer_skip.self_check import check_decoder
 from selfspec.benchmarking.render import new_figure, png
 from selfspec.tuning.costs import time_passes
 from selfspec.tuning.knowledge import expected_tokens
@@ -47,6 +49,10 @@ class Anatomy:
     layer_parameters: int
     weight_bytes: int
     cache_bytes_per_token: int
+    check_seconds: float
+    """Of the wrap-time self-check."""
+    check_difference: float
+    """Largest difference that it found, in units of the largest logit."""
     layer_seconds: float
     head_seconds: float
     head_cost: float
@@ -67,9 +73,12 @@ def dissect(
     """Take a model apart, time a layer and the head, and read every exit along the prompts.
 
     Raises:
-        UnsupportedModelError: the model has no row in the table of families.
+        UnsupportedModelError: the model cannot be taken apart.
     """
     decoder = LayeredDecoder(model)
+    began = time.perf_counter()
+    check_difference = check_decoder(model, decoder)
+    check_seconds = time.perf_counter() - began
     costs = time_passes(decoder)
     layer, head = costs.layer[0], costs.head[0]
     agreement, count = _agreement(decoder, prompts, advance)
@@ -91,6 +100,8 @@ def dissect(
         layer_parameters=_layer_parameters(model, decoder),
         weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
         cache_bytes_per_token=2 * decoder.n_layers * kv_heads * head_size * decoder.dtype.itemsize,
+        check_seconds=check_seconds,
+        check_difference=check_difference,
         layer_seconds=layer,
         head_seconds=head,
         head_cost=eta,

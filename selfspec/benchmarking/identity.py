@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfspec.sampling import gumbel, position_keys, request_keys
+
 Text = tuple[int, ...]
 
 
@@ -42,9 +44,25 @@ class Verdict:
 
 
 def compare_exactly(texts: Sequence[Text], references: Sequence[Text]) -> Verdict:
-    """The verdict where no difference can be forgiven: sampled text under one seed."""
+    """The verdict where no difference is forgiven."""
     same = sum(text == reference for text, reference in zip(texts, references, strict=True))
     return Verdict(identical=same, different=len(texts) - same)
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """How coupled text is drawn: the seed that was set before the call, and the temperature."""
+
+    seed: int
+    temperature: float
+
+    def noise(self, prompt: Text, tokens: int, vocabulary: int) -> Tensor:
+        """The noise [n, V] that decided the tokens after `prompt`, in units of logits."""
+        generator = torch.Generator().manual_seed(self.seed)
+        seed = int(torch.randint(0, 2**62, (1,), generator=generator))
+        positions = torch.arange(len(prompt), len(prompt) + tokens)[None]
+        keys = position_keys(seed, request_keys([list(prompt)]), positions)
+        return self.temperature * gumbel(keys, vocabulary)[0]
 
 
 @torch.inference_mode()
@@ -85,15 +103,22 @@ class Referee:
         model: the model itself, not a wrapped one.
         prompts: the prompts of the run, without padding.
         references: the reference's text for every prompt.
+        coupling: how the texts were drawn, None for greedy ones.
         sample: prompts that the noise is measured on, spread over the run.
     """
 
     def __init__(
-        self, model: Any, prompts: Sequence[Text], references: Sequence[Text], sample: int = 8
+        self,
+        model: Any,
+        prompts: Sequence[Text],
+        references: Sequence[Text],
+        coupling: Coupling | None = None,
+        sample: int = 8,
     ) -> None:
         self._model = model
         self._prompts = prompts
         self._references = references
+        self._coupling = coupling
         self._sample = sample
         self._noise: float | None = None
 
@@ -128,6 +153,9 @@ class Referee:
         if len(text) != len(reference) or not self.noise:
             return Verdict(different=1)
         logits = full_pass(self._model, self._prompts[index], text)
+        if self._coupling is not None:
+            noise = self._coupling.noise(self._prompts[index], *logits.shape)
+            logits = logits + noise.to(logits.device)
         chosen = logits.gather(-1, torch.tensor(text, device=logits.device)[:, None])[:, 0]
         margin = float((logits.max(dim=-1).values - chosen).max())
         return Verdict(near_ties=1) if margin <= self.noise else Verdict(different=1)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from selfspec.benchmarking.contenders import AR, GENERATE, Contender
-from selfspec.benchmarking.identity import Referee, Text, Verdict, compare_exactly
+from selfspec.benchmarking.identity import Coupling, Referee, Text, Verdict, compare_exactly
 from selfspec.benchmarking.measure import Batch, Call, Workload
 from selfspec.benchmarking.statistics import Spread, distinct_ngrams, paired_ratios, spread
 
@@ -91,6 +91,7 @@ class Judge:
     ) -> None:
         self._texts = {name: [text for call in runs for text in call.texts] for name, runs in calls.items()}
         self._workload = workload
+        self._model, self._prompts = model, prompts
         self.referee = Referee(model, prompts, self._texts[GENERATE])
 
     def __call__(self, contender: Contender) -> tuple[str, str | None]:
@@ -104,10 +105,18 @@ class Judge:
         reference = self._sampling_reference(contender)
         if reference is None:
             return "own draws", None
-        verdict = compare_exactly(texts, self._texts[reference])
-        if contender.speculation and not contender.speculation.get("deterministic", True):
-            return f"{verdict} (as {reference})", None
+        verdict = self._coupled_verdict(contender, texts, self._texts[reference])
         return f"{verdict} (as {reference})", _refusal(verdict, reference)
+
+    def _coupled_verdict(
+        self, contender: Contender, texts: Sequence[Text], references: Sequence[Text]
+    ) -> Verdict:
+        """Sampled text under one seed: bit for bit where that is promised, else up to near-ties."""
+        settings = contender.speculation or {}
+        if settings.get("deterministic", True) and settings.get("tree", "chain") == "chain":
+            return compare_exactly(texts, references)
+        coupling = Coupling(self._workload.seed, self._workload.temperature or 1.0)
+        return Referee(self._model, self._prompts, references, coupling).judge(texts)
 
     def _like_baseline(self, contender: Contender) -> str:
         """How often drafting left the engine's own greedy text untouched, near-ties included."""

@@ -15,8 +15,9 @@ Advance = Callable[[str, int], None]
 
 
 def resolve_exit_layer(model: Any, settings: Mapping[str, Any], prompt: Sequence[int], pad: int) -> int:
-    """The exit layer that selfspec uses on this prompt with these settings, "auto" measured."""
-    contender = Contender("probe", "", settings)
+    """The exit layer that early exit uses on this prompt, "auto" measured."""
+    own = {name: value for name, value in settings.items() if name in ("exit_layer", "draft_length")}
+    contender = Contender("probe", "", {**own, "draft": "early_exit"})
     batch = batches_of([prompt], 1, pad, model.device)[0]
     exit_layer = run_once(bind(model, contender), contender, batch, Workload(new_tokens=2), pad).exit_layer
     return exit_layer or 1

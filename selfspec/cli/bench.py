@@ -27,6 +27,10 @@ def command(
     as_json: options.Json = False,
     temperature: options.Temperature = None,
     seed: options.Seed = 0,
+    draft: options.DraftKind = "auto",
+    tree: options.TreeShape = "chain",
+    draft_memory: options.DraftMemory = None,
+    corpus: options.Corpus = None,
     exit_layer: options.ExitLayer = "auto",
     draft_length: options.DraftLength = "auto",
     acceptance: options.Acceptance = "coupled",
@@ -44,7 +48,15 @@ def command(
     Example: `selfspec bench --limit 10 --threads 2`
     """
     settings = options.speculation_settings(
-        exit_layer, draft_length, acceptance, confidence_threshold, deterministic
+        draft=draft,
+        tree=tree,
+        draft_memory=draft_memory,
+        corpus=corpus,
+        exit_layer=exit_layer,
+        draft_length=draft_length,
+        acceptance=acceptance,
+        confidence_threshold=confidence_threshold,
+        deterministic=deterministic,
     )
     from selfspec import SpeculationConfig
     from selfspec.benchmarking.contenders import standard_contenders

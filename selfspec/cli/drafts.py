@@ -27,7 +27,7 @@ class Origin(Enum):
 
 
 LEGEND = {
-    Origin.ACCEPTED: "accepted: drafted by the first layers, confirmed by all",
+    Origin.ACCEPTED: "accepted: drafted, and confirmed by the whole model",
     Origin.CORRECTED: "corrected: the draft was wrong, this is the full model's token",
     Origin.BONUS: "bonus: all drafts stood, and the full model added one",
 }

@@ -47,6 +47,10 @@ def command(
         float | None, typer.Option(help="Above 1 discourages repeating.", rich_help_panel=_SAMPLING)
     ] = None,
     seed: options.Seed = 0,
+    draft: options.DraftKind = "auto",
+    tree: options.TreeShape = "chain",
+    draft_memory: options.DraftMemory = None,
+    corpus: options.Corpus = None,
     exit_layer: options.ExitLayer = "auto",
     draft_length: options.DraftLength = "auto",
     acceptance: options.Acceptance = "coupled",
@@ -65,7 +69,15 @@ def command(
     if repetition_penalty is not None:
         sampling["repetition_penalty"] = repetition_penalty
     settings = options.speculation_settings(
-        exit_layer, draft_length, acceptance, confidence_threshold, deterministic
+        draft=draft,
+        tree=tree,
+        draft_memory=draft_memory,
+        corpus=corpus,
+        exit_layer=exit_layer,
+        draft_length=draft_length,
+        acceptance=acceptance,
+        confidence_threshold=confidence_threshold,
+        deterministic=deterministic,
     )
     if as_json and show_drafts:
         raise UserError("--show-drafts colours a terminal and --json prints data; choose one")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from selfspec.cli import options
 from selfspec.cli.progress import progress_bar
@@ -24,6 +27,9 @@ def command(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
+    families: Annotated[
+        bool, typer.Option("--families", help="List the model families instead: supported, or why not.")
+    ] = False,
 ) -> None:
     """Show family, layers, sizes, the cost of the head, and every exit's agreement with the full model.
 
@@ -32,6 +38,9 @@ def command(
 
     Example: `selfspec inspect --model ./my-model --prompts prompts.jsonl`
     """
+    if families:
+        _print_families(as_json)
+        return
     from selfspec.benchmarking.anatomy import dissect, plot_exits
     from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
     from selfspec.cli.loading import load
@@ -54,6 +63,23 @@ def command(
     print(f"saved {output / 'inspect'}.json and .png")
 
 
+def _print_families(as_json: bool) -> None:
+    from rich.table import Table
+
+    from layer_skip.support_matrix import support_matrix
+    from selfspec.cli.console import terminal
+
+    matrix = support_matrix()
+    if as_json:
+        print(json.dumps([asdict(row) for row in matrix], indent=2))
+        return
+    table = Table("family", "supported", "attention", "notes")
+    for row in matrix:
+        table.add_row(row.family, "yes" if row.supported else "no", row.attention, row.notes)
+    terminal().print(table)
+    print("A family without a row is tried by its structure, and accepted if the wrap-time check passes.")
+
+
 def _print(anatomy: Anatomy, name: str, source: str) -> None:
     from selfspec.cli.console import terminal
 
@@ -73,6 +99,7 @@ def _sizes(anatomy: Anatomy, name: str) -> Table:
         "vocabulary": f"{anatomy.vocabulary:,}",
         "positions": "no limit" if anatomy.positions is None else f"{anatomy.positions:,}",
         "parameters": f"{anatomy.parameters:,} ({anatomy.weight_bytes / 1e6:,.1f} MB in {anatomy.dtype})",
+        "self-check": f"{anatomy.check_seconds:.2f} s, off by {anatomy.check_difference:.1g} of a logit",
         "KV cache": f"{anatomy.cache_bytes_per_token:,} bytes a token",
         "one layer, one token": f"{anatomy.layer_seconds * 1e3:.3f} ms",
         "head, one token": f"{anatomy.head_seconds * 1e3:.3f} ms: η = {anatomy.head_cost:.2f} layers",

@@ -33,6 +33,27 @@ Device = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to generate.")]
 
+DraftKind = Annotated[
+    str,
+    typer.Option(
+        help="early_exit, low_bit, lookup, hybrid, or auto: measures and chooses.",
+        rich_help_panel=_SPECULATION,
+    ),
+]
+TreeShape = Annotated[
+    str,
+    typer.Option(help="chain, or siblings: second choices beside it.", rich_help_panel=_SPECULATION),
+]
+DraftMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Most that a low-bit view may add, such as 1GiB; 0 makes none.", rich_help_panel=_SPECULATION
+    ),
+]
+Corpus = Annotated[
+    str | None,
+    typer.Option(help="Text file that lookup may copy from as well.", rich_help_panel=_SPECULATION),
+]
 ExitLayer = Annotated[
     str,
     typer.Option(help="Layers that draft, 1 to layers - 1, or auto.", rich_help_panel=_SPECULATION),
@@ -84,16 +105,12 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the JSO
 RESULTS = Path("selfspec-results")
 
 
-def speculation_settings(
-    exit_layer: str, draft_length: str, acceptance: str, confidence_threshold: float, deterministic: bool
-) -> dict[str, Any]:
+def speculation_settings(*, exit_layer: str, draft_length: str, **others: Any) -> dict[str, Any]:
     """The keywords of `selfspec.wrap`, which checks them."""
     return {
         "exit_layer": _number_or_word(exit_layer),
         "draft_length": _number_or_word(draft_length),
-        "acceptance": acceptance,
-        "confidence_threshold": confidence_threshold,
-        "deterministic": deterministic,
+        **others,
     }
 
 

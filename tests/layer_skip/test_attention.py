@@ -13,7 +13,13 @@ from layer_skip.span import causal_mask
 
 
 def by_definition(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """softmax(cap(q k / sqrt) + mask) v, one head and one token at a time; [B, m, H, Dh]."""
     rows, heads, width, size = query.shape
@@ -25,7 +31,10 @@ def by_definition(
                 scores = key[b, h // groups] @ query[b, h, i] * scaling
                 if softcap is not None:
                     scores = softcap * torch.tanh(scores / softcap)
-                out[b, i, h] = (scores + mask[b, 0, i]).softmax(0) @ value[b, h // groups]
+                scores = scores + mask[b, 0, i]
+                if sinks is not None:
+                    scores = torch.cat([scores, sinks[h : h + 1]])
+                out[b, i, h] = scores.softmax(0)[: key.shape[2]] @ value[b, h // groups]
     return out
 
 
@@ -43,6 +52,17 @@ def test_attention_is_its_definition(heads: int, kv_heads: int, width: int, soft
         expected = by_definition(query, key, value, mask, scaling or 1 / math.sqrt(8), softcap)
         torch.testing.assert_close(actual, expected)
         assert weights is None
+
+
+@pytest.mark.parametrize("heads", [2, 6])
+def test_a_sink_takes_part_in_the_softmax_and_carries_no_value(heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, heads, 3, 8, generator=generator, dtype=torch.float64)
+    key, value = torch.randn(2, 2, 2, 16, 8, generator=generator, dtype=torch.float64)
+    sinks = torch.randn(heads, generator=generator, dtype=torch.float64)
+    mask = causal_mask(torch.tensor([[5, 6, 7], [9, 10, 11]]), 16, None, torch.float64)
+    actual, _ = attend(nn.Module(), query, key, value, mask, scaling=0.7, s_aux=sinks)
+    torch.testing.assert_close(actual, by_definition(query, key, value, mask, 0.7, None, sinks))
 
 
 def test_masked_slots_do_not_count_whatever_they_hold() -> None:

@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import ast
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import VARIANTS, random_prompts, tiny_model
-from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
 
+from layer_skip import families
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.exits import exit_choices
-from layer_skip.families import FAMILIES, UnsupportedModelError, family_of
+from layer_skip.families import FAMILIES
+from layer_skip.refusals import REFUSED
 
 
-def test_a_family_is_found_by_its_model_type(family: str) -> None:
-    assert family_of(tiny_model(family)) is FAMILIES[family]
+def test_a_family_is_a_row_of_at_most_ten_lines() -> None:
+    tree = ast.parse(inspect.getsource(families))
+    rows: Any = next(
+        n for n in tree.body if isinstance(n, ast.Assign) and "_ROWS" in ast.unparse(n.targets[0])
+    )
+    lengths = {row.args[0].value: row.end_lineno - row.lineno + 1 for row in rows.value.elts}
+    assert lengths.keys() == FAMILIES.keys()
+    assert max(lengths.values()) <= 10, max(lengths, key=lengths.__getitem__)
 
 
-def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
-    model = nn.Linear(2, 2)
-    model.config = SimpleNamespace(model_type="mamba")
-    with pytest.raises(UnsupportedModelError, match=r"no row for model_type='mamba'.*known: llama, mistral"):
-        family_of(model)
-
-
-def test_an_encoder_decoder_is_refused_as_such() -> None:
-    config = T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
-    with pytest.raises(UnsupportedModelError, match="T5ForConditionalGeneration is an encoder-decoder"):
-        family_of(T5ForConditionalGeneration(config))
-
-
-def test_a_module_without_config_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="Linear is not a Hugging Face model"):
-        family_of(nn.Linear(2, 2))
-
-
-def test_a_base_model_without_head_is_refused_with_the_missing_part() -> None:
-    with pytest.raises(UnsupportedModelError, match="LlamaModel calls itself 'llama' but lacks a part"):
-        LayeredDecoder(tiny_model("llama").model)
+def test_no_family_is_both_supported_and_refused() -> None:
+    assert not FAMILIES.keys() & REFUSED.keys()
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
@@ -48,7 +36,7 @@ def test_tiny_models_are_lively_enough_to_test_with(name: str) -> None:
     """Of the tests' own models: greedy text varies, exits are right sometimes and not always."""
     model: Any = tiny_model(name)
     out = model.generate(**random_prompts(6, 9, 12, 15), max_new_tokens=40, do_sample=False)
-    assert torch.unique(out[:, -40:]).numel() >= 20
+    assert torch.unique(out[:, -40:]).numel() >= 15
     agreement = exit_choices(LayeredDecoder(model), out[3]).agreement
     assert all(share < 0.95 for share in agreement[:-1])
     assert max(agreement[:-1]) > 0.05

@@ -205,8 +205,8 @@ def test_cache_rows_that_are_not_dropped_with_their_texts_are_noticed(
 def test_a_branch_that_sees_its_siblings_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = decoder.tree_mask
 
-    def causal(positions: Tensor, length: int, window: Any, dtype: Any, ancestors: Tensor) -> Tensor:
-        return mask(positions, length, window, dtype, torch.ones_like(ancestors).tril())
+    def causal(positions: Tensor, keys: Tensor, reach: Any, dtype: Any, ancestors: Tensor) -> Tensor:
+        return mask(positions, keys, reach, dtype, torch.ones_like(ancestors).tril())
 
     monkeypatch.setattr(decoder, "tree_mask", causal)
     assert not greedy_text_is_the_models_own(TREE)
@@ -221,12 +221,12 @@ def test_a_branch_at_the_positions_of_its_columns_is_noticed(monkeypatch: pytest
 def test_a_window_counted_in_slots_and_not_in_positions_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = decoder.tree_mask
 
-    def by_slots(positions: Tensor, length: int, window: int | None, dtype: Any, ancestors: Tensor) -> Tensor:
-        out = mask(positions, length, None, dtype, ancestors)
-        if window is None:
+    def by_slots(positions: Tensor, keys: Tensor, reach: Any, dtype: Any, ancestors: Tensor) -> Tensor:
+        out = mask(positions, keys, None, dtype, ancestors)
+        if reach is None:
             return out
         slots = positions[:, :1] + torch.arange(positions.shape[1])
-        far = torch.arange(length) <= slots[:, :, None] - window
+        far = torch.arange(keys.shape[1]) <= slots[:, :, None] - reach
         return out.masked_fill(far[:, None], torch.finfo(dtype).min)
 
     monkeypatch.setattr(decoder, "tree_mask", by_slots)

@@ -73,7 +73,7 @@ def use_scripted_drafts(
 ) -> None:
     """Every call from now on drafts by this script."""
 
-    def scripted(exit_layer: int, shape: TreeOfDepth = chain, _: float = 0.0) -> ScriptedDrafter:
+    def scripted(exit_layer: int, shape: TreeOfDepth = chain, *_: Any) -> ScriptedDrafter:
         return ScriptedDrafter(exit_layer, shape, texts, right, vocab, place)
 
     monkeypatch.setattr(speculation, "EarlyExit", scripted)

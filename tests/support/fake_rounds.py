@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from selfspec.modes import Greedy
 from selfspec.pacing import FixedLength, Pacer
 from selfspec.shapes import FASTEST
 from selfspec.stats import Stats
@@ -35,6 +36,8 @@ def knowledge(low_bit_layer: float | None = 0.2) -> Knowledge:
 
 class Model:
     """Drafts nothing; notes who drafted how far, for the world to play the round."""
+
+    stop = None
 
     def __init__(self, arm: Arm | None, world: World) -> None:
         self.shape = chain
@@ -81,7 +84,7 @@ class World:
     def play(self, auto: Auto, rounds: int) -> list[tuple[Arm | None, int]]:
         """Play rounds; returns who drafted how far in each of them."""
         rows = SimpleNamespace(active=[0], remaining=1000)
-        call: Any = SimpleNamespace(decoder=None, rows=rows)
+        call: Any = SimpleNamespace(decoder=None, rows=rows, mode=Greedy())
         for _ in range(rounds):
             auto.draft(call, auto.draft_length(1000))
             arm, length = self.drafted

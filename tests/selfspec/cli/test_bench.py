@@ -125,3 +125,19 @@ def test_the_demo_says_how_many_prompts_there_are(
 ) -> None:
     result = run("demo", "-m", model_folder, "-p", prompts_file, "--prompt-tokens", 10, "--number", 9)
     assert (result.code, result.err) == (2, "selfspec: number=9: there are 3 prompts\n")
+
+
+def test_inspect_lists_the_families_and_why_others_are_refused(run: Any) -> None:
+    shown = run("inspect", "--families")
+    assert shown.code == 0
+    assert all(
+        word in shown.out for word in ("llama4_text", "the engine's", "the model's own", "recurrent state")
+    )
+    listed = {row["family"]: row for row in run("inspect", "--families", "--json").json}
+    assert listed["gpt_oss"] == {
+        "family": "gpt_oss",
+        "supported": True,
+        "attention": "the engine's",
+        "notes": "experts; attention sinks, sliding and full layers",
+    }
+    assert not listed["mamba"]["supported"]

@@ -24,6 +24,7 @@ class Spy:
     """A model's drafter that notes what it is asked for."""
 
     shape = staticmethod(chain)
+    stop = None
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, Any]] = []

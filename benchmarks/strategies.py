@@ -1,0 +1,205 @@
+"""Every draft strategy on a model trained for early exit and on its plain twin, as they are and inflated.
+
+    python benchmarks/strategies.py --twin twin --shape 1b
+    python benchmarks/strategies.py --only reference --shape none --prompts 4
+
+An inflated model (see inflate.py) has the text and the acceptance of the small one, and passes that cost
+what the large shape costs. Each of the eight cases is one interleaved run; each is saved as soon as it is
+there, and --resume goes on after the last. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from inflate import SHAPES, exit_layer_of, inflate
+
+from layer_skip.decoder import LayeredDecoder
+from layer_skip.low_bit import LowBitView
+from selfspec.benchmarking.contenders import AR, EARLY_EXIT, GENERATE, LOOKUP, Contender
+from selfspec.benchmarking.measure import Workload
+from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
+from selfspec.benchmarking.render import markdown_table
+from selfspec.benchmarking.report import Report
+from selfspec.benchmarking.session import run_comparison
+from selfspec.cli.loading import Loaded, load
+from selfspec.cli.progress import progress_bar
+from selfspec.files import write_whole
+from selfspec.tuning.costs import WIDTHS, time_passes
+
+RESULTS = Path(__file__).parent / "results"
+ONE_ROW = "AR, one row"
+"""AR at the shapes that come, without padding: the faster of the two is what everybody is compared with."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: a model, a shape to inflate it to, and how to decode."""
+
+    model: str
+    shape: str | None
+    temperature: float | None
+
+    @property
+    def name(self) -> str:
+        decoding = "greedy" if self.temperature is None else f"temperature {self.temperature:g}"
+        size = "as it is" if self.shape is None else f"inflated to {self.shape}"
+        return f"{self.model}, {size}, {decoding}"
+
+
+def contenders(exit_layer: int) -> tuple[Contender, ...]:
+    """Who is measured; `exit_layer` is where a model that was trained for it exits."""
+    free = {"deterministic": False}
+    return (
+        Contender(GENERATE, "the model's own generate"),
+        Contender(AR, "the engine without drafts, passes padded to bit-equal shapes", {"draft_length": 0}),
+        Contender(ONE_ROW, "the same without padding", {"draft_length": 0, **free}, baseline=ONE_ROW),
+        Contender("early exit", "the first layers as they are", {"draft": "early_exit"}),
+        Contender("low bit", "layers and head in 4 bits", {"draft": "low_bit"}),
+        Contender(
+            "low bit, siblings",
+            "a second candidate beside each token of the chain",
+            {"draft": "low_bit", "tree": "siblings"},
+        ),
+        Contender("lookup", "a suffix automaton over the text so far", {"draft": "lookup"}),
+        Contender("hybrid", "lookup, then low bit", {"draft": "hybrid"}),
+        Contender("auto", "the default: measures and chooses", {}),
+        Contender(
+            EARLY_EXIT,
+            f"built into transformers, E = {exit_layer}",
+            arguments={"assistant_early_exit": exit_layer},
+            max_rows=1,
+        ),
+        Contender(LOOKUP, "built into transformers", arguments={"prompt_lookup_num_tokens": 10}, max_rows=1),
+    )
+
+
+def costs(model: Any) -> dict[str, Any]:
+    """What passes cost in plain steps: verification by width, and a draft step of the 4-bit view."""
+    decoder = LayeredDecoder(model)
+    view = LowBitView(decoder, decoder.n_layers)
+    exact, low = time_passes(decoder), time_passes(view.of(decoder))
+    step = exact.seconds(decoder.n_layers, 1)
+    return {
+        "step_seconds": step,
+        "verify": {m: exact.seconds(decoder.n_layers, m) / step for m in WIDTHS},
+        "low_bit_step": {m: low.seconds(decoder.n_layers, m) / step for m in WIDTHS},
+        "view_bytes": view.bytes,
+        "view_share": view.bytes / view.viewed_bytes,
+    }
+
+
+def fastest_ar(report: Report) -> str:
+    """The faster of padded and one-row AR, by median speed."""
+    lines = [line for line in report.lines if line.name in (AR, ONE_ROW) and line.tokens_per_second]
+    return max(lines, key=lambda line: line.tokens_per_second.median if line.tokens_per_second else 0.0).name
+
+
+def table(reports: dict[str, dict[str, Any]]) -> str:
+    """One table over all cases: speed over the faster AR, with acceptance and distinct 3-grams beside it."""
+    cases = list(reports)
+    names = list(dict.fromkeys(line["name"] for r in reports.values() for line in r["lines"]))
+    lines = [f"| | {' | '.join(cases)} |", f"|---|{'---:|' * len(cases)}"]
+    for name in names:
+        lines.append(f"| {name} | {' | '.join(_cell(reports[case], name) for case in cases)} |")
+    lines.append(f"| distinct 3-grams of AR | {' | '.join(_distinct(reports[case]) for case in cases)} |")
+    return "\n".join(lines)
+
+
+def _cell(report: dict[str, Any], name: str) -> str:
+    line = next((line for line in report["lines"] if line["name"] == name), None)
+    if line is None or line["refused"]:
+        return "refused" if line else ""
+    if name == report["fastest_ar"]:
+        return "1"
+    ratio = line["faster_than"][report["fastest_ar"]]["median"]
+    length = f" ({line['acceptance_length']:.1f})" if line["acceptance_length"] else ""
+    return f"{ratio:.2f}{length}"
+
+
+def _distinct(report: dict[str, Any]) -> str:
+    return f"{next(x['distinct_3grams'] for x in report['lines'] if x['name'] == AR):.2f}"
+
+
+def measure(case: Case, loaded: Loaded, model: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """One case: all contenders interleaved, and the costs of this model's passes."""
+    exit_layer = 3 if case.shape is None else exit_layer_of(SHAPES[case.shape], 3)
+    ids = tokenized(loaded.tokenizer, read_prompts(bundled_prompts()), options.prompt_tokens, options.prompts)
+    workload = Workload(new_tokens=options.new_tokens, temperature=case.temperature, warm_up=1)
+    described = {"model": case.name, "prompts": "benchmarks/prompts/code.jsonl"}
+    with progress_bar(True) as advance:
+        report = run_comparison(model, contenders(exit_layer), ids, workload, loaded.pad, described, advance)
+    print(f"\n{case.name}\n{markdown_table(report)}", flush=True)
+    data = report.as_dict() | {"fastest_ar": fastest_ar(report), "costs": costs(model)}
+    return data | {"table": markdown_table(report)}
+
+
+def cases(options: argparse.Namespace) -> Iterator[tuple[Case, Loaded, Any]]:
+    """Every case with its model; an inflated model is made once for both ways of decoding."""
+    folders = {"reference": None, "plain twin": options.twin}
+    for name, folder in folders.items():
+        if options.only not in (None, name) or (name == "plain twin" and folder is None):
+            continue
+        loaded = load(folder, "bfloat16", "cpu", options.threads)
+        for shape in (None, options.shape) if options.shape != "none" else (None,):
+            model = loaded.model if shape is None else inflate(loaded.model, SHAPES[shape])
+            for temperature in (None, 0.8):
+                yield Case(name, shape, temperature), loaded, model
+            del model
+            gc.collect()
+
+
+def arguments() -> argparse.Namespace:
+    """The command line; the defaults are what the README shows."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--twin", help="folder of the plain twin; left out when not given")
+    parser.add_argument("--only", choices=("reference", "plain twin"), help="one of the two models")
+    parser.add_argument("--shape", default="1b", choices=(*SHAPES, "none"), help="large shape, or none")
+    parser.add_argument("--prompts", type=int, default=10)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--resume", action="store_true", help="keep the cases that are there already")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def save(results: dict[str, dict[str, Any]], folder: Path) -> None:
+    """JSON and Markdown, after every case, so that an interruption costs one of them only."""
+    write_whole(folder / "strategies.json", json.dumps(results, indent=1) + "\n")
+    pages = ["# Draft strategies", "", "Times the faster of padded and one-row AR (acceptance length).", ""]
+    pages += [table(results), ""]
+    for name, result in results.items():
+        pages += [f"## {name}", "", result["table"], "", "Costs in plain steps:", ""]
+        pages += [f"- {key}: {json.dumps(value)}" for key, value in result["costs"].items()] + [""]
+    write_whole(folder / "strategies.md", "\n".join(pages))
+
+
+def main() -> int:
+    """Measure every case, save, print."""
+    options = arguments()
+    stored = options.output / "strategies.json"
+    results: dict[str, dict[str, Any]] = (
+        json.loads(stored.read_text()) if options.resume and stored.exists() else {}
+    )
+    for case, loaded, model in cases(options):
+        if case.name not in results:
+            results[case.name] = {"case": asdict(case), **measure(case, loaded, model, options)}
+            save(results, options.output)
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    sys.exit(main())
