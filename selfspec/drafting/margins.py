@@ -80,7 +80,7 @@ class MarginStop:
         """Which rows draft on, after tokens [B] whose two best scores are values [B, 2]."""
         margins = (values[:, 0] - values[:, 1]).tolist()
         drafted = list(self._drafted.values())
-        depth, unsure = len(drafted[0][1]), False
+        depth, unsure = max(len(row) for _, row, _ in drafted), False  # of the rows that still draft
         for i, (token, margin) in enumerate(zip(tokens.tolist(), margins, strict=True)):
             if self._chances[i] >= self.least or depth == 0:
                 drafted[i][1].append(token)
