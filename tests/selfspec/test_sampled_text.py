@@ -135,14 +135,14 @@ def test_sampled_texts_have_the_targets_exact_distribution(
     assert p_value(counts.numpy(), joint.numpy()) > LEAST_P
 
 
-REPEATING = torch.tensor([3, 1, 4, 3, 1, 4, 3, 1, 4, 3, 1])
+REPEATING = torch.tensor([3, 0, 6, 3, 0, 6, 3, 0, 6, 3, 0])
 
 
 @pytest.mark.parametrize(
     ("setting", "prompt", "rows"),
     [
-        ({"draft": "low_bit", "exit_layer": 3}, PROMPT, 10_000),
-        ({"draft": "low_bit", "exit_layer": 1}, PROMPT, 10_000),
+        ({"draft": "low_bit", "exit_layer": 3}, PROMPT, 5_000),
+        ({"draft": "low_bit", "exit_layer": 1}, PROMPT, 5_000),
         ({"draft": "lookup"}, REPEATING, 3_000),
         ({"draft": "hybrid", "exit_layer": 2}, REPEATING, 3_000),
     ],
