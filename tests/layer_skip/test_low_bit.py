@@ -129,8 +129,7 @@ def test_every_matrix_of_the_layers_and_the_head_is_packed_and_the_rest_shared(n
     assert not any(isinstance(module, PackedLinear) for module in model.modules())
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize(("family", "bits"), [("llama", 4), ("gpt2", 8), ("opt", 4)])
 def test_bytes_reported_are_bytes_held_and_known_beforehand(family: str, bits: int) -> None:
     def held() -> int:
         gc.collect()

@@ -27,7 +27,7 @@ SETTING = {"exit_layer": 2, "draft_length": 3}
 TREE = {"exit_layer": 3, "draft_length": 3, "tree": (0, 0, 0, 1, 1, 2, 4)}
 VOCAB = 11
 PROMPT = torch.tensor([3, 1, 4, 1, 5])
-REPEATING = torch.tensor([3, 0, 6, 3, 0, 6, 3, 0, 6, 3, 0])
+REPEATING = torch.tensor([3, 6, 5, 3, 6, 5, 3, 6, 5, 3, 6])
 
 
 def greedy_text_is_the_models_own(setting: dict[str, Any] = SETTING, family: str = "llama") -> bool:

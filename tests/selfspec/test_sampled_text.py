@@ -135,7 +135,7 @@ def test_sampled_texts_have_the_targets_exact_distribution(
     assert p_value(counts.numpy(), joint.numpy()) > LEAST_P
 
 
-REPEATING = torch.tensor([3, 0, 6, 3, 0, 6, 3, 0, 6, 3, 0])
+REPEATING = torch.tensor([3, 6, 5, 3, 6, 5, 3, 6, 5, 3, 6])
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ REPEATING = torch.tensor([3, 0, 6, 3, 0, 6, 3, 0, 6, 3, 0])
     [
         ({"draft": "low_bit", "exit_layer": 3}, PROMPT, 5_000),
         ({"draft": "low_bit", "exit_layer": 1}, PROMPT, 5_000),
-        ({"draft": "lookup"}, REPEATING, 3_000),
-        ({"draft": "hybrid", "exit_layer": 2}, REPEATING, 3_000),
+        ({"draft": "lookup"}, REPEATING, 2_000),
+        ({"draft": "hybrid", "exit_layer": 2}, REPEATING, 2_000),
     ],
     ids=str,
 )

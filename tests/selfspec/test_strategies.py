@@ -49,7 +49,9 @@ def test_greedy_text_is_the_models_own_for_every_strategy(family: str, prompts: 
     model = tiny_model(family)
     request = {**prompts, "max_new_tokens": 12}
     expected = own_generate(model, **request)
-    for setting, out in texts_of(model, EVERY, **request):
+    # Alone every second setting, other ones in every second family; together all.
+    settings = EVERY if prompts is THREE else EVERY[len(family) % 2 :: 2]
+    for setting, out in texts_of(model, settings, **request):
         assert torch.equal(out, expected), setting
 
 
@@ -58,9 +60,9 @@ def test_greedy_text_is_the_models_own_in_every_family(name: str) -> None:
     """A covering choice: each family under a few settings, each setting in a few families."""
     model = tiny_model(name)
     number = [*FAMILIES, *VARIANTS].index(name)
-    settings = [CHAINS[number % len(CHAINS)], {"draft": "low_bit", "exit_layer": LAYERS, "draft_length": 3}]
+    settings = [CHAINS[number % len(CHAINS)]]
     if not name.startswith("mpt"):
-        settings.append(TREES[number % len(TREES)])
+        settings.append(TREES[number % len(TREES)])  # 11 chains and 10 trees: all pairs come up
     request = {**THREE, "max_new_tokens": 10}
     expected = own_generate(model, **request)
     for setting, out in texts_of(model, settings, **request):
@@ -76,7 +78,7 @@ def test_coupled_text_is_the_same_for_every_strategy_tree_and_batch(family: str)
     (_, plain), *_ = texts_of(model, [PLAIN], **THREE, **SAMPLING)
     for number, (setting, out) in enumerate(texts_of(model, EVERY, **THREE, **SAMPLING)):
         assert torch.equal(out, plain), setting
-        if number % 5 == len(family) % 5:
+        if number % 7 == len(family) % 7:
             for row in range(3):
                 mask = THREE["attention_mask"][row].bool()
                 alone = text(model, THREE["input_ids"][row][mask][None], **SAMPLING)
@@ -110,7 +112,7 @@ def test_processors_that_read_the_prefix_read_that_of_their_branch(
         (_, expected), *_ = texts_of(llama, [PLAIN], **request)
     else:
         expected = own_generate(llama, **request)
-    for setting, out in texts_of(llama, [*TREES, *CHAINS[2:9:3]], **request):
+    for setting, out in texts_of(llama, [*TREES[::2], *CHAINS[2:9:3]], **request):
         assert torch.equal(out, expected), setting
 
 
