@@ -11,7 +11,7 @@ from checks import own_generate, text, texts_of
 from fake_drafters import use_scripted_drafts
 from strategies import CHAINS, EVERY, OWN_TREE, TREES, costs_under_which_drafts_pay, with_repeats
 from streams import Recorder
-from tiny_models import LAYERS, PAD, VARIANTS, VOCAB, random_prompts, tiny_model
+from tiny_models import PAD, VARIANTS, VOCAB, random_prompts, tiny_model
 from torch import Tensor
 from transformers import DynamicCache
 
