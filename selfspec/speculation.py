@@ -130,7 +130,7 @@ class Speculation:
             plain=self._plain(),
             lengths=range(LONGEST + 1) if measured else [int(config.draft_length)],
             lookup=Lookup(self.knowledge.matches[sampled], self._corpus) if free else None,
-            check=PayCheck(1, warmup=1, plain=self._plain_speed(n)) if measured else FixedLength(1),
+            check=PayCheck(1, warmup=1, delay=2, plain=self._plain_speed(n)) if measured else FixedLength(1),
             shapes=shapes,
             rows=n,
             sampled=sampled,
