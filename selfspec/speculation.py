@@ -22,7 +22,7 @@ from selfspec.tuning.costs import WIDTHS, time_passes
 from selfspec.tuning.knowledge import LONGEST, Arm, Knowledge
 from selfspec.tuning.reading import Reading, affordable_samples
 
-_READING_SHARE = 0.01
+_READING_SHARE = 0.02
 """Share of a call's expected time that reading the exits along its prompt may take."""
 _WORTHWHILE_VIEW = 0.75
 """A view is made for "auto" when its layer takes at most this share of the model's own."""
