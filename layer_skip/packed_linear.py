@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from layer_skip.rounding import Rounded, round_weights
 
 _ROW_MULTIPLE = 16
-"""PyTorch's packed product takes outputs in multiples of this."""
+"""PyTorch's packed products take outputs in multiples of this."""
+_COLUMN_MULTIPLE = 16
+"""Inputs of the 8-bit product come in multiples of this: in bf16 and fp16 it reads past the end of others."""
 
 
 class PackedLinear(nn.Module):
@@ -27,10 +29,11 @@ class PackedLinear(nn.Module):
         self.outputs, self.inputs = weight.shape
         self.bits, self.group = bits, group
         self._bias = [bias]  # in a list, or the module would register it as its own
-        width = -(-self.inputs // group) * group if bits == 4 else self.inputs
+        multiple = group if bits == 4 else _COLUMN_MULTIPLE
+        width = -(-self.inputs // multiple) * multiple
         height = -(-self.outputs // _ROW_MULTIPLE) * _ROW_MULTIPLE
         self.spare_inputs, self.spare_outputs = width - self.inputs, height - self.outputs
-        padded = F.pad(weight, (0, self.spare_inputs, 0, self.spare_outputs))
+        padded = F.pad(weight, (0, self.spare_inputs, 0, self.spare_outputs)).contiguous()
         if bits == 4:
             self.packed, self.scales = _pack(round_weights(padded, bits, group))
         else:
@@ -71,6 +74,6 @@ def packed_bytes(weight: Tensor, bits: int, group: int) -> int:
     (outputs, inputs), element_size = weight.shape, weight.element_size()
     height = -(-outputs // _ROW_MULTIPLE) * _ROW_MULTIPLE
     if bits == 8:
-        return height * inputs + height * element_size
+        return height * (-(-inputs // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE + element_size)
     groups = -(-inputs // group)
     return height * groups * (group // 2 + 2 * element_size)

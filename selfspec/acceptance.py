@@ -35,7 +35,7 @@ def accept_in_tree(draft: Tensor, choices: Tensor, tree: Tree) -> Verdict:
         draft: candidates [B, n].
         choices: the target's choice after each node [B, n+1].
     """
-    parents = torch.tensor(tree.parents, device=draft.device)
+    parents = torch.tensor(tree.parents, dtype=torch.int64, device=draft.device)
     matches = torch.nn.functional.pad(draft == choices[:, parents], (1, 0), value=True)
     ancestors = tree.ancestors(tree.size).to(draft.device)
     stands = (matches[:, None] | ~ancestors).all(dim=2)

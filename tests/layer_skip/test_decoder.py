@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.families import FAMILIES, UnsupportedModelError
+from selfspec.cache import KVCache
 
 
 class GrowingCache:
@@ -148,3 +149,49 @@ def test_rotary_scaling_that_depends_on_the_length_is_known() -> None:
         "phi3", rope_scaling={"rope_type": "longrope", **factors}, original_max_position_embeddings=96
     )
     assert LayeredDecoder(longrope).fixed_rope_length == 96
+
+
+BRANCHES = (0, 0, 1, 1, 2, 3, 6)
+"""Parents of the columns 1, 2, ... of a small tree."""
+
+
+def branch_to(column: int) -> list[int]:
+    way = [column]
+    while way[0]:
+        way.insert(0, BRANCHES[way[0] - 1])
+    return way
+
+
+TAKING_TREES = [name for name in [*FAMILIES, *VARIANTS] if not name.startswith("mpt")]
+
+
+@pytest.mark.parametrize("name", TAKING_TREES)
+@pytest.mark.parametrize("committed", [(21, 7)])
+@torch.no_grad()
+def test_a_tree_in_one_pass_gives_what_its_branches_give_one_by_one(
+    name: str, committed: tuple[int, ...]
+) -> None:
+    """Logits after every node are the model's own after the text of its branch; the windows are 10 to 16."""
+    model = tiny_model(name)
+    decoder = LayeredDecoder(model)
+    texts = [random_prompts(n, seed=n)["input_ids"][0] for n in committed]
+    nodes = random_prompts(*[len(BRANCHES) + 1] * len(texts), seed=9)["input_ids"]
+    cache = KVCache(len(texts), LAYERS, 64)
+    for row, text in enumerate(texts):
+        span = decoder.span(torch.arange(len(text))[None], 64, 0)
+        window = cache.window(span, slice(row, row + 1))
+        decoder.run(decoder.embed(text[None], span), 0, LAYERS, span, window)
+    ways = [branch_to(column) for column in range(nodes.shape[1])]
+    ancestors = torch.zeros(len(ways), len(ways), dtype=torch.bool)
+    for column, way in enumerate(ways):
+        ancestors[column, way] = True
+    positions = torch.tensor(committed)[:, None] + torch.tensor([len(way) - 1 for way in ways])
+    start = committed[0] if len(committed) == 1 else None
+    span = decoder.span(positions, 64, start, ancestors)
+    hidden = decoder.run(decoder.embed(nodes, span), 0, LAYERS, span, cache.window(span))
+    logits = decoder.logits(hidden)
+    for row, text in enumerate(texts):
+        for column, way in enumerate(ways):
+            branch = torch.cat([text, nodes[row, way]])
+            expected = model(branch[None]).logits[0, -1]
+            torch.testing.assert_close(logits[row, column], expected, rtol=1e-4, atol=1e-4)

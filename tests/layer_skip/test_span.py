@@ -7,7 +7,7 @@ import torch
 from tiny_models import tiny_model
 
 from layer_skip.decoder import LayeredDecoder
-from layer_skip.span import Chunk, causal_mask
+from layer_skip.span import Chunk, Reach, causal_mask, tree_keys, tree_mask
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
@@ -56,3 +56,83 @@ def test_rows_at_unequal_positions_have_no_common_start() -> None:
     decoder = LayeredDecoder(tiny_model("llama"))
     span = decoder.span(torch.tensor([[3, 4], [7, 8]]), 16, None)
     assert span.narrow(1, 1).start is None
+
+
+PARENTS = (0, 0, 1, 2, 2, 3, 5)
+"""Of the columns 1, 2, ...; depths 0 1 1 2 2 2 3 3."""
+
+
+def way_to(column: int) -> list[int]:
+    """The columns from the root to `column`."""
+    way = [column]
+    while way[0]:
+        way.insert(0, PARENTS[way[0] - 1])
+    return way
+
+
+@pytest.mark.parametrize("reach", [None, 1, 2, 3, 5, 100, Chunk(3), Chunk(4)], ids=str)
+@pytest.mark.parametrize("starts", [[0], [4, 4], [9, 0, 5]])
+def test_a_candidate_sees_the_committed_text_and_its_own_branch(starts: list[int], reach: Reach) -> None:
+    """Node by node: those on its way from the first token, of which a window keeps the last, or its chunk."""
+    ways = [way_to(column) for column in range(len(PARENTS) + 1)]
+    ancestors = torch.zeros(len(ways), len(ways), dtype=torch.bool)
+    for column, way in enumerate(ways):
+        ancestors[column, way] = True
+    depths = torch.tensor([len(way) - 1 for way in ways])
+    positions = torch.tensor(starts)[:, None] + depths
+    mask = tree_mask(positions, tree_keys(positions, 24), reach, torch.float32, ancestors)
+    assert mask.shape == (len(starts), 1, len(ways), 24)
+    for row, start in enumerate(starts):
+        for column, way in enumerate(ways):
+            slots = list(range(start)) + [start + c for c in way]
+            if isinstance(reach, Chunk):  # in the order of positions, slots are 0, 1, 2, ...
+                expected = slots[(len(slots) - 1) // reach.size * reach.size :]
+            else:
+                expected = slots[-reach:] if reach else slots
+            assert [slot for slot in range(24) if mask[row, 0, column, slot] == 0] == expected
+    assert set(mask.unique().tolist()) <= {0.0, torch.finfo(torch.float32).min}
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_mask_of_a_chain_is_the_causal_one(window: int | None) -> None:
+    positions = torch.tensor([[2], [7]]) + torch.arange(5)
+    chain = torch.ones(5, 5).tril().bool()
+    as_tree = tree_mask(positions, tree_keys(positions, 16), window, torch.float32, chain)
+    assert torch.equal(as_tree, causal_mask(positions, 16, window, torch.float32))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_candidates_share_positions_and_take_slots_of_their_own(family: str) -> None:
+    decoder = LayeredDecoder(tiny_model(family))
+    depths = torch.tensor([0, 1, 1, 2])
+    ancestors = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]]).bool()
+    span = decoder.span(torch.tensor([[4], [9]]) + depths, 16, None, ancestors)
+    assert span.positions.tolist() == [[4, 5, 5, 6], [9, 10, 10, 11]]
+    assert span.slots.tolist() == [[4, 5, 6, 7], [9, 10, 11, 12]]
+    part = span.narrow(2, 2)
+    assert part.slots.tolist() == [[6, 7], [11, 12]]
+    assert part.positions.tolist() == [[5, 6], [10, 11]]
+    for window, mask in part.masks.items():
+        assert torch.equal(mask, span.masks[window][:, :, 2:])
+    assert set(span.masks) == ({None, 12} if family == "gemma2" else {None})
+    if span.rope is not None:
+        cosine = span.rope[0].expand(2, -1, -1)
+        assert torch.equal(cosine[:, 1], cosine[:, 2])
+        assert not torch.equal(cosine[:, 1], cosine[:, 3])
+
+
+def test_keys_of_candidates_stand_at_the_positions_of_their_depth() -> None:
+    positions = torch.tensor([[4, 5, 5, 6], [0, 1, 1, 2]])
+    assert tree_keys(positions, 10).tolist() == [[0, 1, 2, 3, 4, 5, 5, 6, 8, 9], [0, 1, 1, 2, 4, 5, 6, 7, 8, 9]]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gemma3_text"])
+def test_a_shortened_span_sees_the_same_keys(family: str) -> None:
+    decoder = LayeredDecoder(tiny_model(family))
+    span = decoder.span(torch.tensor([[3, 4], [7, 8]]), 64, None)
+    short = span.shortened(9)
+    assert short.key_length == 9
+    for reach, mask in span.masks.items():
+        assert torch.equal(short.masks[reach], mask[..., :9])
+        assert bool((mask[..., 9:] != 0).all())
+    assert short.slots is span.slots

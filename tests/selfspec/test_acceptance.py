@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from checks import LEAST_P, p_value
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from selfspec.acceptance import accept_matching, accept_rejection, leading
+from selfspec.acceptance import _leading, accept_in_tree, accept_matching, accept_rejection
+from selfspec.round import NOTHING, Verdict
 from selfspec.sampling import gumbel, position_keys, uniform
+from selfspec.tree import Tree, chain
 
-Rule = Callable[..., tuple[Tensor, Tensor]]
+Rule = Callable[..., Verdict]
 VOCAB = 7
 DRAWS = 100_000
 
@@ -38,14 +42,13 @@ def noise(stream: int, seed: int = 0) -> Tensor:
 
 
 def rejection_rounds(rule: Rule, p: Tensor, q: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """accepted [n] and committed [n, 2] of rounds that draft one token; both positions have the same p."""
+    """accepted [n] and tokens [n, 2] of rounds that draft one token; both positions have the same p."""
     drafts = (q.log() + noise(1, seed)[:, 0]).argmax(dim=-1)[:, None]
     keys = position_keys(seed, torch.arange(DRAWS), torch.zeros(DRAWS, 1, dtype=torch.int64), 2)
     uniforms = uniform(keys, 1)[..., 0]
-    drafted = torch.ones(DRAWS, dtype=torch.int64)
-    return rule(
-        drafts, drafted, q.expand(DRAWS, 1, -1), p.expand(DRAWS, 2, -1), uniforms, noise(3, seed)[:, 0]
-    )
+    verdict = rule(drafts, q.expand(DRAWS, 1, -1), p.expand(DRAWS, 2, -1), uniforms, noise(3, seed)[:, 0])
+    assert verdict.columns is None
+    return verdict.accepted, verdict.tokens
 
 
 def first_token_p_value(committed: Tensor, p: Tensor) -> float:
@@ -81,7 +84,8 @@ def test_coupled_draws_from_the_target_and_accepts_at_least_its_bound(
     shared = noise(0)
     choices = (p.log() + shared).argmax(dim=-1)
     drafts = (q.log() + shared[:, :1]).argmax(dim=-1)
-    accepted, committed = accept_matching(drafts, torch.ones(DRAWS, dtype=torch.int64), choices)
+    verdict = accept_matching(drafts, choices)
+    accepted, committed = verdict.accepted, verdict.tokens
     assert first_token_p_value(committed, p) > LEAST_P
     assert bonus_token_p_value(accepted, committed, p) > LEAST_P
     # Daliri et al. 2024: P(match) = sum_i 1 / sum_j max(p_j / p_i, q_j / q_i) >= (1 - d) / (1 + d).
@@ -94,48 +98,43 @@ def test_coupled_draws_from_the_target_and_accepts_at_least_its_bound(
     assert accepted.float().mean() < 1 - distance + 0.005
 
 
-def always_accept(
-    draft: Tensor, drafted: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, noise: Tensor
-) -> Any:
-    return accept_rejection(draft, drafted, q, p, torch.zeros_like(uniforms), noise)
+def always_accept(draft: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, noise: Tensor) -> Verdict:
+    return accept_rejection(draft, q, p, torch.zeros_like(uniforms), noise)
 
 
-def residual_not_subtracted(
-    draft: Tensor, drafted: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, noise: Tensor
-) -> Any:
-    accepted, committed = accept_rejection(draft, drafted, q, p, uniforms, noise)
+def residual_not_subtracted(draft: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, noise: Tensor) -> Verdict:
+    verdict = accept_rejection(draft, q, p, uniforms, noise)
     rows = torch.arange(len(draft))
-    committed[rows, accepted] = (p[rows, accepted].log() + noise).argmax(dim=-1)
-    return accepted, committed
+    verdict.tokens[rows, verdict.accepted] = (p[rows, verdict.accepted].log() + noise).argmax(dim=-1)
+    return verdict
 
 
 def residual_subtracted_from_the_bonus(
-    draft: Tensor, drafted: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, noise: Tensor
-) -> Any:
-    accepted, committed = accept_rejection(draft, drafted, q, p, uniforms, noise)
+    draft: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, noise: Tensor
+) -> Verdict:
+    verdict = accept_rejection(draft, q, p, uniforms, noise)
     residual = (p[:, 1] - q[:, 0]).clamp(min=0).log() + noise
-    committed[:, 1] = torch.where(accepted == 1, residual.argmax(dim=-1), committed[:, 1])
-    return accepted, committed
+    bonus = torch.where(verdict.accepted == 1, residual.argmax(dim=-1), verdict.tokens[:, 1])
+    verdict.tokens[:, 1] = bonus
+    return verdict
 
 
-def uniform_of_the_draft(
-    draft: Tensor, drafted: Tensor, q: Tensor, p: Tensor, _: Tensor, noise: Tensor
-) -> Any:
+def uniform_of_the_draft(draft: Tensor, q: Tensor, p: Tensor, _: Tensor, noise: Tensor) -> Verdict:
     """The accepting number is not independent of the draft's own draw."""
     cumulative = q[:, 0].cumsum(dim=-1).gather(1, draft)
-    return accept_rejection(draft, drafted, q, p, cumulative.clamp(max=1), noise)
+    return accept_rejection(draft, q, p, cumulative.clamp(max=1), noise)
 
 
 def shifted(offset: int) -> Rule:
     """The count of accepted tokens is off, with the token after them chosen for the count as it should be."""
 
-    def rule(draft: Tensor, drafted: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, noise: Tensor) -> Any:
-        accepted, committed = accept_rejection(draft, drafted, q, p, uniforms, noise)
-        wrong = (accepted + offset).clamp(min=0, max=1)
-        committed = torch.cat([draft, committed[:, 1:]], dim=1)
+    def rule(draft: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, noise: Tensor) -> Verdict:
+        verdict = accept_rejection(draft, q, p, uniforms, noise)
+        wrong = (verdict.accepted + offset).clamp(min=0, max=1)
+        committed = torch.cat([draft, verdict.tokens[:, 1:]], dim=1)
         rows = torch.arange(len(draft))
         committed[rows, wrong] = (p[rows, wrong].log() + noise).argmax(dim=-1)
-        return wrong, committed
+        return Verdict(wrong, committed)
 
     return rule
 
@@ -161,8 +160,8 @@ def test_a_coupled_draft_verified_by_the_residual_rule_is_biased() -> None:
     """Coupling and residuals do not mix (Daliri et al. 2024): so the modes keep their noise apart."""
     p, q = distributions(2, 1.0)
 
-    def same_noise(draft: Tensor, drafted: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, _: Tensor) -> Any:
-        return accept_rejection(draft, drafted, q, p, uniforms, noise(1)[:, 0])
+    def same_noise(draft: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, _: Tensor) -> Verdict:
+        return accept_rejection(draft, q, p, uniforms, noise(1)[:, 0])
 
     _, committed = rejection_rounds(same_noise, p, q)
     assert first_token_p_value(committed, p) < LEAST_P
@@ -171,57 +170,138 @@ def test_a_coupled_draft_verified_by_the_residual_rule_is_biased() -> None:
 def test_a_draft_with_noise_of_its_own_is_still_exact_under_the_matching_rule_but_accepted_less() -> None:
     p, q = distributions(2, 1.0)
     choices = (p.log() + noise(0)).argmax(dim=-1)
-    ones = torch.ones(DRAWS, dtype=torch.int64)
     shares = []
     for stream in (0, 1):
         drafts = (q.log() + noise(stream)[:, :1]).argmax(dim=-1)
-        accepted, committed = accept_matching(drafts, ones, choices)
-        assert first_token_p_value(committed, p) > LEAST_P
-        shares.append(float(accepted.float().mean()))
+        verdict = accept_matching(drafts, choices)
+        assert first_token_p_value(verdict.tokens, p) > LEAST_P
+        shares.append(float(verdict.accepted.float().mean()))
     assert shares[1] < shares[0] - 0.1
 
 
 def test_acceptance_ends_at_the_first_token_that_does_not_stand() -> None:
     stands = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 1], [1, 1, 0]]).bool()
-    assert leading(stands, torch.full((4,), 3)).tolist() == [3, 1, 0, 2]
-    assert leading(stands, torch.tensor([2, 3, 3, 0])).tolist() == [2, 1, 0, 0]
+    assert _leading(stands).tolist() == [3, 1, 0, 2]
+    assert _leading(stands[:, :0]).tolist() == [0, 0, 0, 0]
+
+
+def test_a_token_that_is_not_there_never_stands() -> None:
+    draft = torch.tensor([[4, 5, NOTHING], [4, NOTHING, NOTHING], [NOTHING, NOTHING, NOTHING]])
+    choices = torch.tensor([[4, 5, 6, 7]]).expand(3, -1)
+    assert accept_matching(draft, choices).accepted.tolist() == [2, 1, 0]
+    flat = torch.full((3, 4, VOCAB + 1), 1 / (VOCAB + 1))
+    uniforms = torch.full((3, 3), 2.0**-32)
+    verdict = accept_rejection(draft, flat[:, :3], flat, uniforms, torch.zeros(3, VOCAB + 1))
+    assert verdict.accepted.tolist() == [2, 1, 0]
+    assert (verdict.tokens[torch.arange(3), verdict.accepted] >= 0).all()
 
 
 def test_nothing_drafted_means_nothing_accepted_and_one_token_of_the_target() -> None:
     none = torch.empty(3, 0, dtype=torch.int64)
-    zeros = torch.zeros(3, dtype=torch.int64)
-    accepted, committed = accept_matching(none, zeros, torch.tensor([[4], [5], [6]]))
-    assert accepted.tolist() == [0, 0, 0]
-    assert committed.tolist() == [[4], [5], [6]]
     p = torch.eye(VOCAB)[[4, 5, 6]][:, None]
-    gumbels = torch.zeros(3, VOCAB)
-    accepted, committed = accept_rejection(none, zeros, p[:, :0], p, torch.empty(3, 0), gumbels)
-    assert accepted.tolist() == [0, 0, 0]
-    assert committed.tolist() == [[4], [5], [6]]
+    choices = torch.tensor([[4], [5], [6]])
+    for verdict in (
+        accept_matching(none, choices),
+        accept_in_tree(none, choices, chain(0)),
+        accept_rejection(none, p[:, :0], p, torch.empty(3, 0), torch.zeros(3, VOCAB)),
+    ):
+        assert verdict.accepted.tolist() == [0, 0, 0]
+        assert verdict.tokens.tolist() == [[4], [5], [6]]
 
 
 def test_rows_that_drafted_less_than_others_get_a_bonus_token_from_the_target_itself() -> None:
     """A row that stopped after one draft token was not rejected at the second: nothing may be subtracted."""
     p, q = distributions(2, 1.0)
     drafts = (q.log() + noise(1)).argmax(dim=-1)
-    drafted = torch.ones(DRAWS, dtype=torch.int64)
+    drafts[:, 1] = NOTHING
     uniforms = torch.zeros(DRAWS, 2)  # whatever was drafted stands
-    accepted, committed = accept_rejection(
-        drafts, drafted, q.expand(DRAWS, 2, -1), p.expand(DRAWS, 3, -1), uniforms, noise(3)[:, 0]
+    verdict = accept_rejection(
+        drafts, q.expand(DRAWS, 2, -1), p.expand(DRAWS, 3, -1), uniforms, noise(3)[:, 0]
     )
-    assert (accepted == 1).all()
-    assert bonus_token_p_value(accepted, committed, p) > LEAST_P
+    assert (verdict.accepted == 1).all()
+    assert bonus_token_p_value(verdict.accepted, verdict.tokens, p) > LEAST_P
 
 
 def test_a_draft_token_outside_the_targets_support_is_never_accepted() -> None:
     p = torch.tensor([0.5, 0.5, 0.0])
     q = torch.tensor([0.0, 0.5, 0.5])
     drafts = torch.tensor([[2], [1]])
-    ones = torch.ones(2, dtype=torch.int64)
     # The smallest uniform there is.
     uniforms = torch.full((2, 1), 2.0**-32)
-    accepted, committed = accept_rejection(
-        drafts, ones, q.expand(2, 1, -1), p.expand(2, 2, -1), uniforms, torch.zeros(2, 3)
+    verdict = accept_rejection(
+        drafts, q.expand(2, 1, -1), p.expand(2, 2, -1), uniforms, torch.zeros(2, 3)
     )
-    assert accepted.tolist() == [0, 1]
-    assert committed[0, 0] == 0  # all that max(0, p - q) leaves
+    assert verdict.accepted.tolist() == [0, 1]
+    assert verdict.tokens[0, 0] == 0  # all that max(0, p - q) leaves
+
+
+def test_a_found_token_is_accepted_with_the_targets_own_probability_of_it() -> None:
+    """It is drawn from a point mass: q is 1 there, and the residual is p without that token."""
+    p, _ = distributions(2, 1.0)
+    token = int(p.topk(2).indices[1])
+
+    def found(_: Tensor, __: Tensor, p: Tensor, uniforms: Tensor, noise: Tensor) -> Verdict:
+        q = torch.eye(VOCAB)[token].expand(DRAWS, 1, -1)
+        return accept_rejection(torch.full((DRAWS, 1), token), q, p, uniforms, noise)
+
+    accepted, committed = rejection_rounds(found, p, p)
+    assert first_token_p_value(committed, p) > LEAST_P
+    assert bonus_token_p_value(accepted, committed, p) > LEAST_P
+    share = float(p[token])
+    assert p_value(torch.bincount(accepted, minlength=2).numpy(), [1 - share, share]) > LEAST_P
+
+
+def walk_down(
+    node: int, draft: list[int], choices: list[int], tree: Tree
+) -> tuple[list[int], list[int]]:
+    """Committed tokens and columns of the longest right path from `node` down."""
+    best: tuple[list[int], list[int]] = ([choices[node]], [node])
+    for child in range(1, tree.size):
+        if tree.parents[child - 1] == node and draft[child - 1] == choices[node]:
+            tokens, columns = walk_down(child, draft, choices, tree)
+            if len(tokens) + 1 > len(best[0]):
+                best = [choices[node], *tokens], [node, *columns]
+    return best
+
+
+@st.composite
+def drafted_trees(draw: st.DrawFn) -> tuple[Tree, list[list[int]], list[list[int]]]:
+    """A tree, candidates of three rows (NOTHING among them), and the target's choices at every node."""
+    parents = [draw(st.integers(0, i)) for i in range(draw(st.integers(1, 12)))]
+    tree = Tree.of(parents)
+    few = st.integers(0, 2)  # so that choices are often among the candidates, and twice
+    drafts = [[draw(st.sampled_from([0, 1, 2, NOTHING])) for _ in parents] for _ in range(3)]
+    return tree, drafts, [[draw(few) for _ in range(tree.size)] for _ in range(3)]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(drafted_trees())
+def test_acceptance_in_a_tree_is_the_walk_down_while_the_choice_is_among_the_children(
+    case: tuple[Tree, list[list[int]], list[list[int]]],
+) -> None:
+    tree, drafts, choices = case
+    verdict = accept_in_tree(torch.tensor(drafts), torch.tensor(choices), tree)
+    assert verdict.columns is not None
+    for row, (draft, chosen) in enumerate(zip(drafts, choices, strict=True)):
+        tokens, columns = walk_down(0, draft, chosen, tree)
+        accepted = int(verdict.accepted[row])
+        assert accepted == len(columns) - 1
+        path = verdict.columns[row, : accepted + 1].tolist()
+        # Equal candidates in two branches: any of the longest right paths will do, if it is one.
+        assert path[0] == 0
+        for parent, node in itertools.pairwise(path):
+            assert tree.parents[node - 1] == parent
+            assert draft[node - 1] == chosen[parent]
+        assert verdict.tokens[row, : accepted + 1].tolist() == [chosen[node] for node in path]
+        assert len(tokens) == accepted + 1
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(*[st.sampled_from([0, 1, NOTHING])] * 2), min_size=1, max_size=6))
+def test_a_chain_accepts_the_same_as_a_chain_and_as_a_tree(pairs: list[tuple[int, int]]) -> None:
+    draft = torch.tensor([[a for a, _ in pairs]])
+    choices = torch.tensor([[max(b, 0) for _, b in pairs] + [0]])
+    as_chain, as_tree = accept_matching(draft, choices), accept_in_tree(draft, choices, chain(len(pairs)))
+    assert torch.equal(as_chain.accepted, as_tree.accepted)
+    count = int(as_chain.accepted) + 1
+    assert torch.equal(as_chain.tokens[:, :count], as_tree.tokens[:, :count])

@@ -14,7 +14,7 @@ LAYERS, HEADS, SIZE = 2, 3, 4
 def span(starts: list[int], width: int, key_length: int) -> Span:
     positions = torch.tensor(starts)[:, None] + torch.arange(width)
     start = starts[0] if len(set(starts)) == 1 else None
-    return Span(positions, None, {None: causal_mask(positions, key_length, None, torch.float32)}, start)
+    return Span(positions, positions, None, {None: causal_mask(positions, key_length, None, torch.float32)}, start)
 
 
 def numbered(rows: int, width: int, first: int) -> Tensor:
@@ -94,3 +94,43 @@ def test_unwritten_slots_are_zeros_since_a_masked_nan_would_still_spread() -> No
         assert (keys == 0).all()
     cache.reserve(200)
     assert all((keys == 0).all() for keys in cache.keys)
+
+
+def in_slots(cache: KVCache, layer: int, slots: list[int]) -> Tensor:
+    keys = cache.keys[layer]
+    assert keys is not None
+    return keys[0, :, slots]
+
+
+def test_an_accepted_branch_is_brought_together_in_every_layer_and_row() -> None:
+    cache = KVCache(2, LAYERS, 16)
+    starts, columns = torch.tensor([3, 5]), torch.tensor([[0, 2, 5, 6], [0, 1, 4, 4]])
+    for layer in range(LAYERS):
+        key = numbered(2, 12, 1000 * layer)
+        cache.window(span([0, 0], 12, 16)).update(key, -key, layer)
+    before = [tensor.clone() for tensor in (*cache.keys, *cache.values) if tensor is not None]
+    cache.gather(starts, columns)
+    for tensor, old in zip((*cache.keys, *cache.values), before, strict=True):
+        assert tensor is not None
+        for row, (start, path) in enumerate(zip([3, 5], columns.tolist(), strict=True)):
+            moved = old[row][:, [start + column for column in path]]
+            assert torch.equal(tensor[row, :, start : start + 4], moved)
+            assert torch.equal(tensor[row, :, :start], old[row, :, :start])  # what is committed stays
+            assert torch.equal(tensor[row, :, start + 4 :], old[row, :, start + 4 :])
+
+
+def test_gathering_reads_every_slot_before_it_writes_one() -> None:
+    """A path may read a slot that another of its tokens moves to."""
+    cache = KVCache(1, 1, 8)
+    cache.window(span([0], 8, 8)).update(numbered(1, 8, 0), numbered(1, 8, 0), 0)
+    expected = in_slots(cache, 0, [0, 3, 1, 2]).clone()
+    cache.gather(torch.tensor([0]), torch.tensor([[0, 3, 1, 2]]))
+    assert torch.equal(in_slots(cache, 0, [0, 1, 2, 3]), expected)
+
+
+def test_gathering_leaves_layers_alone_that_hold_nothing() -> None:
+    cache = KVCache(1, LAYERS, 8)
+    cache.window(span([0], 4, 8)).update(numbered(1, 4, 0), numbered(1, 4, 0), 1)
+    cache.gather(torch.tensor([0]), torch.tensor([[0, 2]]))
+    assert cache.keys[0] is None
+    assert torch.equal(in_slots(cache, 1, [1]), numbered(1, 4, 0)[0, :, [2]])

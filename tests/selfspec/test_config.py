@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from selfspec.config import MAX_DRAFT_LENGTH, ConfigError, SpeculationConfig
+from selfspec.config import DRAFTS, MAX_DRAFT_LENGTH, ConfigError, SpeculationConfig, parse_bytes
+from selfspec.tree import Tree, chain, with_siblings
 
 BAD = [
     ({"exit_layer": 0}, r"exit_layer=0: .*from 1 .*nearest: 1"),
@@ -19,15 +20,42 @@ BAD = [
     ({"draft_length": -1}, r"draft_length=-1: allowed is a whole number from 0 to 64.*nearest: 0"),
     ({"draft_length": 10_000}, r"draft_length=10000: .*from 0 to 64.*nearest: 64"),
     ({"draft_length": "many"}, r"draft_length='many'"),
-    ({"acceptance": "typical"}, r"acceptance='typical': allowed are 'coupled' and 'rejection'"),
+    ({"acceptance": "typical"}, r"acceptance='typical': allowed are 'coupled', 'rejection'"),
     ({"confidence_threshold": 1.0}, r"confidence_threshold=1\.0: a number from 0"),
     ({"confidence_threshold": -0.1}, r"confidence_threshold=-0\.1"),
     ({"confidence_threshold": "0.5"}, r"confidence_threshold='0\.5'"),
     ({"confidence_threshold": float("nan")}, r"confidence_threshold=nan"),
-    ({"deterministic": 1}, r"deterministic=1: allowed are True and False"),
-    ({"strict": "yes"}, r"strict='yes': allowed are True and False"),
-    ({"exit_layers": 3}, r"unknown setting 'exit_layers': did you mean 'exit_layer'\?.*known are exit_layer"),
-    ({"colour": 3}, r"unknown setting 'colour': known are exit_layer, draft_length"),
+    ({"deterministic": 1}, r"deterministic=1: allowed are True, False"),
+    ({"strict": "yes"}, r"strict='yes': allowed are True, False"),
+    ({"draft": "eagle"}, r"draft='eagle': allowed are 'auto', 'early_exit', 'low_bit', 'lookup', 'hybrid'"),
+    ({"draft": "low-bit"}, r"draft='low-bit': .*nearest: 'low_bit'"),
+    ({"draft": None}, r"draft=None: allowed are"),
+    ({"draft_bits": 3}, r"draft_bits=3: allowed are 4, 8"),
+    ({"draft_bits": "4"}, r"draft_bits='4': allowed are 4, 8"),
+    ({"draft_bits": 4.0}, r"draft_bits=4\.0: allowed are 4, 8"),
+    ({"draft_memory": "lots"}, r"draft_memory='lots': allowed are bytes, or a text such as"),
+    ({"draft_memory": "1 giga"}, r"draft_memory='1 giga'"),
+    ({"draft_memory": -1}, r"draft_memory=-1: allowed are bytes"),
+    ({"draft_memory": 1.5}, r"draft_memory=1\.5: allowed are bytes"),
+    ({"draft_memory": True}, r"draft_memory=True: allowed are bytes"),
+    ({"draft_memory": ""}, r"draft_memory=''"),
+    ({"tree": "sibling"}, r"tree='sibling': allowed are 'chain', 'siblings' \(nearest: 'siblings'\)"),
+    ({"tree": (0, 5)}, r"tree=\(0, 5\): a node's parent must be 0 or one of the nodes before it"),
+    ({"tree": (-1,)}, r"tree=\(-1,\): a node's parent"),
+    ({"tree": ("0",)}, r"tree=\('0',\)"),
+    ({"tree": (0,) * 65}, r"a tree of 65 candidates: allowed are up to 64"),
+    ({"tree": 3}, r"tree=3: allowed are 'chain', 'siblings'"),
+    (
+        {"tree": "siblings", "acceptance": "rejection"},
+        r"tree='siblings' with acceptance='rejection': .*drawn independently.* use 'coupled'",
+    ),
+    ({"tree": (0, 0), "acceptance": "rejection"}, r"tree=\(0, 0\) with acceptance='rejection'"),
+    (
+        {"tree": "siblings", "confidence_threshold": 0.5},
+        r"confidence_threshold=0\.5: it stops chains; a tree='siblings' has one shape",
+    ),
+    ({"exit_layers": 3}, r"unknown setting 'exit_layers': did you mean 'exit_layer'\?.*known are draft, exit_layer"),
+    ({"colour": 3}, r"unknown setting 'colour': known are draft, exit_layer, draft_length"),
 ]
 
 
@@ -46,6 +74,11 @@ def test_every_allowed_value_is_accepted() -> None:
         {"exit_layer": "auto", "draft_length": MAX_DRAFT_LENGTH},
         {"acceptance": "rejection", "confidence_threshold": 0.999},
         {"confidence_threshold": 0, "deterministic": False, "strict": True},
+        *({"draft": draft} for draft in DRAFTS),
+        {"draft": "low_bit", "draft_bits": 8, "draft_memory": "1GiB", "corpus": "notes.txt"},
+        {"tree": "siblings"},
+        {"tree": (0, 0, 1, 2)},
+        {"tree": "chain", "acceptance": "rejection", "confidence_threshold": 0.5},
     ):
         config = SpeculationConfig.of(**settings)
         assert {name: getattr(config, name) for name in settings} == settings
@@ -64,3 +97,61 @@ def test_the_exit_layer_must_be_below_the_models_last_layer() -> None:
             ConfigError, match=rf"exit_layer={layer}: this model has 4 layers, allowed are 1 to 3"
         ):
             SpeculationConfig(exit_layer=layer).check_model(4)
+
+
+@pytest.mark.parametrize("draft", ["low_bit", "hybrid"])
+def test_a_low_bit_draft_may_use_all_layers(draft: Any) -> None:
+    SpeculationConfig(draft=draft, exit_layer=4).check_model(4)
+    with pytest.raises(ConfigError, match="exit_layer=5: this model has 4 layers, allowed are 1 to 4"):
+        SpeculationConfig(draft=draft, exit_layer=5).check_model(4)
+
+
+@pytest.mark.parametrize("draft", ["auto", "early_exit"])
+def test_an_early_exit_at_the_last_layer_is_refused_with_what_can_draft_there(draft: Any) -> None:
+    with pytest.raises(ConfigError, match="draft='low_bit' can draft with all 4$"):
+        SpeculationConfig(draft=draft, exit_layer=4).check_model(4)
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        (None, None),
+        (0, 0),
+        (12_345, 12_345),
+        ("12345", 12_345),
+        ("1GiB", 1 << 30),
+        ("1.5 MiB", 3 << 19),
+        ("300MB", 300_000_000),
+        ("2 kb", 2_000),
+        ("2KiB", 2_048),
+        ("0.5G", 500_000_000),
+        ("7B", 7),
+    ],
+)
+def test_memory_is_read_in_bytes_or_units(memory: int | str | None, expected: int | None) -> None:
+    assert parse_bytes(memory) == expected
+
+
+def test_the_shape_of_a_tree_follows_the_draft_length() -> None:
+    assert [SpeculationConfig().shape(k) for k in (0, 3)] == [chain(0), chain(3)]
+    assert SpeculationConfig(tree="siblings").shape(3) == with_siblings(3)
+    own = SpeculationConfig(tree=(0, 0, 1, 2, 4)).shape
+    assert own(9).depth == 3
+    assert sorted(own(2).parents) == [0, 0, 1, 2]
+    assert own(1) == Tree((0, 0))
+    assert own(0) == chain(0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({}, "auto"),
+        ({"exit_layer": 2}, "early_exit"),
+        ({"draft_length": 0}, "early_exit"),
+        ({"draft_length": 3}, "auto"),
+        ({"draft": "low_bit", "exit_layer": 2}, "low_bit"),
+        ({"draft": "hybrid", "draft_length": 3}, "hybrid"),
+    ],
+)
+def test_a_number_for_the_exit_layer_chooses_early_exit(settings: dict[str, Any], kind: str) -> None:
+    assert SpeculationConfig(**settings).kind == kind

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from checks import own_generate
-from fake_drafters import Right, rounds_by_hand, use_scripted_drafts
+from fake_drafters import Place, Right, rounds_by_hand, use_scripted_drafts
 from tiny_models import LAYERS, VOCAB, random_prompts, tiny_model
 from torch import Tensor
 from transformers import DynamicCache
@@ -17,6 +17,7 @@ from transformers import DynamicCache
 import selfspec
 from selfspec import engine
 from selfspec.call import Call
+from selfspec.tree import Tree
 
 RIGHT: dict[str, Right] = {
     "always": lambda row, index: True,
@@ -41,10 +42,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         right: Right,
         draft_length: int,
         exit_layer: int = 2,
+        place: Place = lambda row, index: 0,
         **settings: Any,
     ) -> Any:
         texts = generated(own_generate(model, **prompts, max_new_tokens=24), prompts)
-        use_scripted_drafts(monkeypatch, texts, right, VOCAB)
+        use_scripted_drafts(monkeypatch, texts, right, VOCAB, place)
         return selfspec.wrap(model, exit_layer=exit_layer, draft_length=draft_length, **settings)
 
     return set_up
@@ -139,27 +141,142 @@ def test_the_cache_holds_after_every_round_what_a_fresh_forward_computes(
 ) -> None:
     prompts = random_prompts(*lengths)
     model = scripted(tiny_model(family), prompts, RIGHT[right], 3)
-    looked = []
-
-    def look(call: Call) -> None:
-        rows = call.rows
-        for i, row in enumerate(rows.active):
-            committed = rows.sequences[row : row + 1, rows.pads[row] : rows.ends()[i]]
-            assert committed.shape[1] == rows.cached[i] + 1
-            fresh = DynamicCache()  # keeps every key, in sliding layers too
-            model(committed[:, :-1], past_key_values=fresh)
-            for layer in range(LAYERS):
-                for stored, expected in (
-                    (call.cache.keys[layer], fresh.layers[layer].keys),
-                    (call.cache.values[layer], fresh.layers[layer].values),
-                ):
-                    actual = stored[i : i + 1, :, : rows.cached[i]]
-                    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
-            looked.append(row)
-
-    after_every_round(look)
+    looked: list[int] = []
+    after_every_round(lambda call: looked.extend(rows_with_a_right_cache(model, call)))
     model.generate(**prompts, max_new_tokens=14)
     assert set(looked) == set(range(len(lengths)))
+
+
+def rows_with_a_right_cache(model: Any, call: Call) -> list[int]:
+    """Compare the cache of every active row with that of a forward over its committed tokens."""
+    rows = call.rows
+    for i, row in enumerate(rows.active):
+        committed = rows.sequences[row : row + 1, rows.pads[row] : rows.ends()[i]]
+        assert committed.shape[1] == rows.cached[i] + 1
+        fresh = DynamicCache()  # keeps every key, in sliding layers too
+        model(committed[:, :-1], past_key_values=fresh)
+        for layer in range(LAYERS):
+            for stored, expected in (
+                (call.cache.keys[layer], fresh.layers[layer].keys),
+                (call.cache.values[layer], fresh.layers[layer].values),
+            ):
+                assert stored is not None
+                actual = stored[i : i + 1, :, : rows.cached[i]]
+                torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+    return list(rows.active)
+
+
+TREE = (0, 0, 0, 1, 1, 2, 4, 6)
+"""Three firsts; two below the first of them and one below the second; one more below each of two of those."""
+
+
+@pytest.mark.parametrize("tree", ["siblings", TREE], ids=str)
+@pytest.mark.parametrize("lengths", [(9,), (4, 11, 7)])
+def test_the_cache_holds_that_after_rounds_with_trees_too(
+    family: str, scripted: Any, after_every_round: Any, tree: Any, lengths: tuple[int, ...]
+) -> None:
+    prompts = random_prompts(*lengths)
+    model = scripted(
+        tiny_model(family),
+        prompts,
+        lambda row, index: (index + row) % 5 != 4,
+        4,
+        place=lambda row, index: (index * (row + 1)) % 3 % 2,
+        tree=tree,
+    )
+    looked: list[int] = []
+    moved: list[Tensor] = []
+    gather = selfspec.cache.KVCache.gather
+
+    def noted(self: Any, starts: Tensor, columns: Tensor) -> None:
+        moved.append(columns)
+        gather(self, starts, columns)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selfspec.cache.KVCache, "gather", noted)
+        after_every_round(lambda call: looked.extend(rows_with_a_right_cache(model, call)))
+        out = model.generate(**prompts, max_new_tokens=14)
+    assert torch.equal(out, own_generate(model, **prompts, max_new_tokens=14))
+    assert set(looked) == set(range(len(lengths)))
+    in_order = [torch.equal(c, torch.arange(c.shape[1]).expand_as(c)) for c in moved]
+    assert not all(in_order)  # branches were brought together
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"draft": "low_bit", "exit_layer": LAYERS},
+        {"draft": "low_bit", "exit_layer": 2, "tree": "siblings"},
+        {"draft": "lookup"},
+        {"draft": "hybrid", "tree": TREE},
+    ],
+    ids=str,
+)
+def test_the_cache_holds_that_whoever_drafts(after_every_round: Any, settings: dict[str, Any]) -> None:
+    """What a view of few bits wrote for its drafts is gone, and found tokens are run by all layers."""
+    model = tiny_model("gemma2")
+    prompts = random_prompts(9, 4, 12)
+    prompts["input_ids"][:, -4:-2] = prompts["input_ids"][:, -2:]  # something to find
+    selfspec.wrap(model, **settings, draft_length=3)
+    looked: list[int] = []
+    after_every_round(lambda call: looked.extend(rows_with_a_right_cache(model, call)))
+    model.generate(**prompts, max_new_tokens=24)
+    assert set(looked) == {0, 1, 2}
+    assert model.speculation.stats.drafted > 0
+
+
+def test_every_round_with_a_tree_is_as_computed_by_hand(llama: Any, scripted: Any) -> None:
+    """The right token is the second candidate at every third place, and nowhere at every fifth."""
+
+    def right(row: int, index: int) -> bool:
+        return index % 5 != 4
+
+    def place(row: int, index: int) -> int:
+        return int(index % 3 == 1)
+
+    prompts = random_prompts(7)
+    model = scripted(llama, prompts, right, 4, place=place, tree="siblings")
+    events: list[Any] = []
+    out = model.generate(**prompts, max_new_tokens=20, on_round=events.append)
+    texts = generated(out, prompts)[0]
+    done = 0
+    for event in events:
+        depth = min(4, 20 - done - 1)
+        accepted = 0
+        while accepted < depth and right(0, done + accepted):
+            accepted += 1
+            if place(0, done + accepted - 1):  # a sibling has no children
+                break
+        assert (event.deepest, len(event.drafted)) == (depth, 2 * depth)
+        assert (event.accepted, event.committed) == (accepted, texts[done : done + accepted + 1])
+        done += accepted + 1
+    assert done == 20
+    stats = model.speculation.stats
+    assert stats.drafted == sum(len(e.drafted) for e in events)
+    assert stats.accepted == sum(e.accepted for e in events)
+    assert stats.rejected == sum(e.accepted < e.deepest for e in events)
+
+
+@pytest.mark.parametrize("tree", ["siblings", TREE], ids=str)
+def test_no_layer_runs_twice_on_a_trees_nodes(llama: Any, scripted: Any, tree: Any) -> None:
+    prompts = random_prompts(7)
+    model = scripted(llama, prompts, RIGHT["two of three"], 3, tree=tree, deterministic=False)
+    columns = Counter[int]()
+    passes = Counter[int]()
+    for index, layer in enumerate(model.model.layers):
+
+        def count(_: Any, inputs: tuple[Tensor], __: Any, index: int = index) -> None:
+            columns[index] += inputs[0].shape[1]
+            passes[index] += 1
+
+        layer.mlp.register_forward_hook(count)
+    model.generate(**prompts, max_new_tokens=16)
+    stats = model.speculation.stats
+    assert columns == dict.fromkeys(range(LAYERS), 6 + stats.rounds + stats.drafted)
+    assert passes[LAYERS - 1] == 1 + stats.rounds
+    # One pass per depth that has children, and one for all leaves together.
+    levels = len(Tree.of(TREE).levels) if tree == TREE else 3
+    assert passes[0] <= 1 + stats.rounds * (levels + 1)
 
 
 @pytest.mark.parametrize("exit_layer", [1, 2, 3])

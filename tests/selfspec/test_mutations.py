@@ -15,36 +15,44 @@ from tiny_models import random_prompts, tiny_model
 from torch import Tensor
 
 import selfspec
+from layer_skip import decoder
 from selfspec import acceptance, cache, engine, modes
-from selfspec.round import Draft
+from selfspec.drafting import LowBit
+from selfspec.round import Draft, Verdict
 from selfspec.rows import Rows
 from selfspec.sampling import gumbel, position_keys
+from selfspec.tree import Tree
 
 SETTING = {"exit_layer": 2, "draft_length": 3}
+TREE = {"exit_layer": 3, "draft_length": 3, "tree": (0, 0, 0, 1, 1, 2, 4)}
 VOCAB = 11
 PROMPT = torch.tensor([3, 1, 4, 1, 5])
+REPEATING = torch.tensor([3, 1, 4, 3, 1, 4, 3, 1, 4, 3, 1])
 
 
-def greedy_text_is_the_models_own() -> bool:
-    model = tiny_model("llama")
-    request = {**random_prompts(6, 14, 9), "max_new_tokens": 24}
+def greedy_text_is_the_models_own(setting: dict[str, Any] = SETTING, family: str = "llama") -> bool:
+    model = tiny_model(family)
+    request = {**random_prompts(6, 14, 9), "max_new_tokens": 40 if "tree" in setting else 24}
     expected = own_generate(model, **request)
-    return all(torch.equal(out, expected) for _, out in texts_of(model, [SETTING], **request))
+    return all(torch.equal(out, expected) for _, out in texts_of(model, [setting], **request))
 
 
-def coupled_text_is_that_of_plain_decoding() -> bool:
+def coupled_text_is_that_of_plain_decoding(setting: dict[str, Any] = SETTING) -> bool:
     model = tiny_model("llama")
     request = {**random_prompts(6, 14, 9), "max_new_tokens": 24, "do_sample": True}
-    (_, plain), (_, speculated) = texts_of(model, [{**SETTING, "draft_length": 0}, SETTING], **request)
+    (_, plain), (_, speculated) = texts_of(model, [{**SETTING, "draft_length": 0}, setting], **request)
     return torch.equal(plain, speculated)
 
 
-def p_value_of_texts(mode: str) -> float:
+def p_value_of_texts(
+    mode: str, setting: dict[str, Any] | None = None, prompt: Tensor = PROMPT, rows: int = 10_000
+) -> float:
     """The worst of three tokens' p-values against the exact distribution."""
     model = tiny_model("llama", vocab=VOCAB, num_hidden_layers=3, seed=4)
-    joint = exact_distribution(model, PROMPT, 3)
-    selfspec.wrap(model, exit_layer=2, draft_length=2, acceptance=mode, deterministic=False)
-    return min(chain_p_values(sampled_texts(model, PROMPT, 3, rows=10_000, calls=2), joint))
+    joint = exact_distribution(model, prompt, 3)
+    setting = {"exit_layer": 2, "draft_length": 2} if setting is None else setting
+    selfspec.wrap(model, **setting, acceptance=mode, deterministic=False)
+    return min(chain_p_values(sampled_texts(model, prompt, 3, rows=rows, calls=2), joint))
 
 
 def acceptance_rate() -> float:
@@ -59,18 +67,21 @@ def test_the_engine_as_it_is_passes() -> None:
     assert coupled_text_is_that_of_plain_decoding()
     assert p_value_of_texts("coupled") > LEAST_P
     assert p_value_of_texts("rejection") > LEAST_P
+    for family in ("llama", "gemma2", "gpt2"):
+        assert greedy_text_is_the_models_own(TREE, family)
+    assert coupled_text_is_that_of_plain_decoding(TREE)
 
 
 def test_accepting_always_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptance, "leading", lambda stands, drafted: drafted)
+    monkeypatch.setattr(acceptance, "_leading", lambda stands: torch.full((len(stands),), stands.shape[1]))
     assert not greedy_text_is_the_models_own()
     assert not coupled_text_is_that_of_plain_decoding()
     assert p_value_of_texts("rejection") < LEAST_P
 
 
 def test_a_count_of_accepted_tokens_that_is_one_too_large_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    leading = acceptance.leading
-    monkeypatch.setattr(acceptance, "leading", lambda s, drafted: (leading(s, drafted) + 1).minimum(drafted))
+    leading = acceptance._leading
+    monkeypatch.setattr(acceptance, "_leading", lambda stands: (leading(stands) + 1).clamp(max=stands.shape[1]))
     assert not greedy_text_is_the_models_own()
     assert not coupled_text_is_that_of_plain_decoding()
     assert p_value_of_texts("rejection") < LEAST_P
@@ -79,18 +90,18 @@ def test_a_count_of_accepted_tokens_that_is_one_too_large_is_noticed(monkeypatch
 def test_a_count_of_accepted_tokens_that_is_one_too_small_is_noticed_under_rejection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    leading = acceptance.leading
-    monkeypatch.setattr(acceptance, "leading", lambda s, drafted: (leading(s, drafted) - 1).clamp(min=0))
+    leading = acceptance._leading
+    monkeypatch.setattr(acceptance, "_leading", lambda stands: (leading(stands) - 1).clamp(min=0))
     assert greedy_text_is_the_models_own()  # the target's own choices, only fewer of them a round
     assert p_value_of_texts("rejection") < LEAST_P
 
 
 def test_a_residual_that_is_not_subtracted_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(draft: Tensor, drafted: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, noise: Tensor) -> Any:
-        accepted, committed = acceptance.accept_rejection(draft, drafted, q, p, uniforms, noise)
+    def broken(draft: Tensor, q: Tensor, p: Tensor, uniforms: Tensor, noise: Tensor) -> Verdict:
+        verdict = acceptance.accept_rejection(draft, q, p, uniforms, noise)
         rows = torch.arange(len(draft))
-        committed[rows, accepted] = (p[rows, accepted].log() + noise).argmax(dim=-1)
-        return accepted, committed
+        verdict.tokens[rows, verdict.accepted] = (p[rows, verdict.accepted].log() + noise).argmax(dim=-1)
+        return verdict
 
     monkeypatch.setattr(modes, "accept_rejection", broken)
     assert p_value_of_texts("rejection") < LEAST_P
@@ -129,11 +140,11 @@ def test_a_draft_with_noise_of_its_own_is_still_exact_but_accepted_less(
 ) -> None:
     with_shared_noise = acceptance_rate()
 
-    def choose(self: Any, scores: Tensor, step: int) -> Tensor:
-        own = gumbel(position_keys(99, self._requests, torch.full((len(scores), 1), step)), self._vocab)
-        return (scores + own[:, 0]).argmax(dim=-1)
+    def candidates(self: Any, scores: Tensor, depth: int, count: int) -> Tensor:
+        own = gumbel(position_keys(99, self._requests, torch.full((len(scores), 1), depth)), self._vocab)
+        return (scores + own).topk(count, dim=-1).indices
 
-    monkeypatch.setattr(modes.Coupled, "choose", choose)
+    monkeypatch.setattr(modes.Coupled, "candidates", candidates)
     assert coupled_text_is_that_of_plain_decoding()
     assert p_value_of_texts("coupled") > LEAST_P
     assert acceptance_rate() < with_shared_noise - 0.02
@@ -142,10 +153,10 @@ def test_a_draft_with_noise_of_its_own_is_still_exact_but_accepted_less(
 def test_late_layers_fed_with_the_wrong_hidden_state_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     verify = engine.verify
 
-    def shifted(call: Any, draft: Draft, round_: Any) -> Tensor:
+    def shifted(call: Any, draft: Draft) -> Tensor:
         hidden = draft.hidden.clone()
         hidden[:, 1:] = draft.hidden[:, :-1]
-        return verify(call, dataclasses.replace(draft, hidden=hidden), round_)
+        return verify(call, dataclasses.replace(draft, hidden=hidden))
 
     monkeypatch.setattr(engine, "verify", shifted)
     assert not greedy_text_is_the_models_own()
@@ -189,3 +200,70 @@ def test_cache_rows_that_are_not_dropped_with_their_texts_are_noticed(
     request["eos_token_id"] = int(first_to_end)
     expected = own_generate(model, **request)
     assert all(not torch.equal(out, expected) for _, out in texts_of(model, [SETTING], **request))
+
+
+def test_a_branch_that_sees_its_siblings_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = decoder.tree_mask
+
+    def causal(positions: Tensor, keys: Tensor, reach: Any, dtype: Any, ancestors: Tensor) -> Tensor:
+        return mask(positions, keys, reach, dtype, torch.ones_like(ancestors).tril())
+
+    monkeypatch.setattr(decoder, "tree_mask", causal)
+    assert not greedy_text_is_the_models_own(TREE)
+
+
+def test_a_branch_at_the_positions_of_its_columns_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tree, "padded_depths", lambda self, width: tuple(range(width)))
+    assert not greedy_text_is_the_models_own(TREE)
+    assert not greedy_text_is_the_models_own(TREE, "gpt2")
+
+
+def test_a_window_counted_in_slots_and_not_in_positions_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = decoder.tree_mask
+
+    def by_slots(positions: Tensor, keys: Tensor, reach: Any, dtype: Any, ancestors: Tensor) -> Tensor:
+        out = mask(positions, keys, None, dtype, ancestors)
+        if reach is None:
+            return out
+        slots = positions[:, :1] + torch.arange(positions.shape[1])
+        far = torch.arange(keys.shape[1]) <= slots[:, :, None] - reach
+        return out.masked_fill(far[:, None], torch.finfo(dtype).min)
+
+    monkeypatch.setattr(decoder, "tree_mask", by_slots)
+    assert greedy_text_is_the_models_own(TREE)  # no window there
+    assert not greedy_text_is_the_models_own(TREE, "gemma2")
+
+
+def test_an_accepted_branch_that_is_not_brought_together_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache.KVCache, "gather", lambda self, starts, columns: None)
+    assert not greedy_text_is_the_models_own(TREE)
+    assert not greedy_text_is_the_models_own({**TREE, "draft": "low_bit"})
+
+
+def test_a_branch_with_noise_of_its_own_column_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def accept(self: Any, draft: Draft, scores: Tensor) -> Verdict:
+        noise = self._noise[:, torch.arange(scores.shape[1]).clamp(max=self._noise.shape[1] - 1)]
+        return acceptance.accept_in_tree(draft.tokens, (scores + noise).argmax(dim=-1), draft.tree)
+
+    monkeypatch.setattr(modes.Coupled, "accept", accept)
+    assert not coupled_text_is_that_of_plain_decoding(TREE)
+
+
+def test_a_low_bit_drafts_own_keys_that_reach_verification_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draft = LowBit.draft
+    monkeypatch.setattr(
+        LowBit, "draft", lambda self, *a, **k: dataclasses.replace(draft(self, *a, **k), exact_layers=1)
+    )
+    assert not greedy_text_is_the_models_own({**SETTING, "draft": "low_bit"})
+
+
+def test_a_found_token_treated_as_drawn_from_the_draft_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never_given(self: Any, draft: Draft, p: Tensor) -> Tensor:
+        return torch.full_like(p[:, :-1], 1 / p.shape[2])
+
+    setting = {"draft": "lookup", "draft_length": 2}
+    assert p_value_of_texts("rejection", setting, REPEATING, rows=2_000) > LEAST_P
+    monkeypatch.setattr(modes.Rejection, "_drafted_from", never_given)
+    assert p_value_of_texts("rejection", setting, REPEATING, rows=2_000) < LEAST_P

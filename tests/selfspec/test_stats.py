@@ -34,27 +34,30 @@ def test_sums_add_counters_and_take_over_descriptions() -> None:
 
 def test_a_row_of_a_round_counts_once() -> None:
     stats = Stats()
-    stats.count_row(drafted=3, accepted=2, committed=3)
-    stats.count_row(drafted=3, accepted=0, committed=1)
+    stats.count_row(drafted=3, deepest=3, accepted=2, committed=3)
+    stats.count_row(drafted=3, deepest=3, accepted=0, committed=1)
     assert (stats.row_rounds, stats.drafted, stats.accepted, stats.tokens) == (2, 6, 2, 4)
 
 
 @pytest.mark.parametrize(
-    ("drafted", "accepted", "committed", "rejected"),
+    ("drafted", "deepest", "accepted", "committed", "rejected"),
     [
-        (3, 3, 4, 0),  # all stand, and a bonus token
-        (3, 1, 2, 1),  # one stands, the second is replaced, the third was not looked at
-        (3, 0, 1, 1),
-        (0, 0, 1, 0),  # a plain round
-        (3, 2, 2, 0),  # the second was the end of the text: nothing was replaced
-        (3, 3, 3, 0),  # all stand, but the bonus token is past the end
+        (3, 3, 3, 4, 0),  # all stand, and a bonus token
+        (3, 3, 1, 2, 1),  # one stands, the second is replaced, the third was not looked at
+        (3, 3, 0, 1, 1),
+        (0, 0, 0, 1, 0),  # a plain round
+        (3, 3, 2, 2, 0),  # the second was the end of the text: nothing was replaced
+        (3, 3, 3, 3, 0),  # all stand, but the bonus token is past the end
+        (6, 3, 3, 4, 0),  # the deepest branch of a tree stands: nothing was replaced
+        (6, 3, 2, 3, 1),
+        (6, 2, 2, 3, 0),
     ],
 )
 def test_a_rejected_token_is_one_that_was_replaced(
-    drafted: int, accepted: int, committed: int, rejected: int
+    drafted: int, deepest: int, accepted: int, committed: int, rejected: int
 ) -> None:
     stats = Stats()
-    stats.count_row(drafted, accepted, committed)
+    stats.count_row(drafted, deepest, accepted, committed)
     assert stats.rejected == rejected
 
 

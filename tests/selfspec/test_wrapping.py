@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, T5Config, T5ForC
 
 import selfspec
 from selfspec import speculation
-from selfspec.tuning.first_call import measure
+from selfspec.tuning.costs import time_passes
 
 PROMPTS = random_prompts(6, 11, 3)
 REQUEST = {**PROMPTS, "max_new_tokens": 12}
@@ -73,18 +73,50 @@ def test_wrapping_changes_neither_weights_nor_modules_nor_forward(family: str) -
         assert torch.equal(model(ids).logits, logits)
 
 
-def test_wrapping_adds_no_tensors_and_a_call_leaves_none_behind() -> None:
-    def tensors() -> int:
-        gc.collect()
-        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+def living_tensors() -> list[torch.Tensor]:
+    gc.collect()
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
 
+
+@pytest.mark.parametrize("settings", [{"draft": "early_exit"}, {"draft_memory": 0}, {"draft": "lookup"}], ids=str)
+def test_wrapping_adds_no_tensors_and_a_call_leaves_none_behind(settings: dict[str, Any]) -> None:
     model = tiny_model("llama")
-    before = tensors()
-    selfspec.wrap(model)
-    assert tensors() == before
+    before = len(living_tensors())
+    selfspec.wrap(model, **settings)
+    assert len(living_tensors()) == before
     out = model.generate(**REQUEST)
     del out
-    assert tensors() == before
+    assert len(living_tensors()) == before
+
+
+@pytest.mark.parametrize("settings", [{}, {"draft": "low_bit"}, {"draft": "hybrid", "exit_layer": 2}], ids=str)
+def test_a_low_bit_view_adds_the_memory_that_it_reports_and_no_more(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At shapes of whole groups: at most 30% of the weights that it stands for."""
+    monkeypatch.setattr(speculation.Speculation, "_view_pays", lambda *_: True)
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "vocab": 320}
+    model = tiny_model("llama", **sizes).bfloat16()
+    weights = {p.data_ptr() for p in model.parameters()}
+
+    def held() -> int:
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in living_tensors()}
+        return sum(storages.values())
+
+    selfspec.wrap(model, draft="early_exit")  # what is made once for a machine and shape is there before
+    model.generate(**REQUEST)
+    before = held()
+    selfspec.wrap(model, **settings)
+    model.generate(**REQUEST)
+    view = model.speculation.view
+    assert held() - before == view.bytes
+    assert view.bytes <= 0.3 * view.viewed_bytes
+    layers = settings.get("exit_layer", model.config.num_hidden_layers)
+    assert f"of {layers} of 4 layers and the head" in model.speculation.stats.view
+    assert {p.data_ptr() for p in model.parameters()} == weights
+    selfspec.unwrap(model)
+    del view
+    assert held() == before
 
 
 def test_a_wrapped_model_trains_as_before(llama: Any) -> None:
@@ -284,20 +316,36 @@ def test_auto_settings_measure_once_and_give_the_same_text(
 
     def counted(*arguments: Any) -> Any:
         measured.append(arguments)
-        return measure(*arguments)
+        return time_passes(*arguments)
 
-    monkeypatch.setattr(speculation, "measure", counted)
+    monkeypatch.setattr(speculation, "time_passes", counted)
     model = tiny_model(family)
     expected = own_generate(model, **REQUEST)
     selfspec.wrap(model)
+    wrapping = len(measured)
+    assert wrapping > 0
     for _ in range(3):
         assert torch.equal(model.generate(**REQUEST), expected)
         assert "prompt positions" in model.speculation.stats.choice
-    assert len(measured) == 1
+        assert model.speculation.stats.strategy
+    assert len(measured) == wrapping
     selfspec.wrap(model, **SETTINGS)
     model.generate(**REQUEST)
     assert model.speculation.stats.choice == "as configured"
-    assert len(measured) == 1
+
+
+def test_what_calls_learn_is_kept_for_the_next_ones_and_for_no_other_model(llama: Any) -> None:
+    selfspec.wrap(llama)
+    llama.generate(**random_prompts(40), max_new_tokens=120)
+    knowledge = llama.speculation.knowledge
+    seen = sum(tally.tested for tally in knowledge.tallies.values()) + sum(knowledge.matches[False].tested)
+    llama.generate(**random_prompts(40), max_new_tokens=120)
+    assert llama.speculation.knowledge is knowledge
+    assert not knowledge.tallies or all(not sampled for _, sampled in knowledge.tallies)
+    assert seen > 0
+    other = copy.deepcopy(llama)
+    other.generate(**REQUEST)
+    assert other.speculation.knowledge is not knowledge
 
 
 def test_statistics_say_whether_rounding_can_change_the_text(llama: Any) -> None:

@@ -11,27 +11,43 @@ from torch import Tensor
 
 from selfspec import speculation
 from selfspec.drafting import EarlyExit
+from selfspec.tree import TreeOfDepth, chain
 
 Right = Callable[[int, int], bool]
 """Whether the draft of row r for its i-th generated token is right."""
 
+Place = Callable[[int, int], int]
+"""Which of a tree's candidates of row r for its i-th token the right one is: 0 for the first."""
+
 
 class ScriptedDrafter(EarlyExit):
-    """Runs the early layers as ever, but drafts the known text, or something else where `right` says so."""
+    """Runs the early layers as ever, but drafts the known text, or something else where `right` says so.
 
-    def __init__(self, exit_layer: int, texts: Sequence[Sequence[int]], right: Right, vocab: int) -> None:
-        super().__init__(exit_layer)
+    Every node of a depth has the same candidates, so a tree holds the right token in wrong branches too.
+    """
+
+    def __init__(
+        self,
+        exit_layer: int,
+        shape: TreeOfDepth,
+        texts: Sequence[Sequence[int]],
+        right: Right,
+        vocab: int,
+        place: Place,
+    ) -> None:
+        super().__init__(exit_layer, shape)
         self._texts = texts
         self._right = right
         self._vocab = vocab
+        self._place = place
 
-    def draft(self, call: Any, length: int) -> Any:
+    def draft(self, call: Any, length: int, graft: Tensor | None = None) -> Any:
         mode = call.mode
         call.mode = self
         self._rows = call.rows
         self.open = mode.open
         try:
-            return super().draft(call, length)
+            return super().draft(call, length, graft)
         finally:
             call.mode = mode
 
@@ -41,17 +57,24 @@ class ScriptedDrafter(EarlyExit):
         for row in self._rows.active:
             index = self._rows.generated[row] + step
             token = self._texts[row][index] if index < len(self._texts[row]) else 0
-            tokens.append(token if self._right(row, index) else (token + 1) % self._vocab)
-        return torch.tensor(tokens)[:, None, None]
+            picked = [(token + 1 + i) % self._vocab for i in range(count)]
+            if self._right(row, index) and self._place(row, index) < count:
+                picked[self._place(row, index)] = token
+            tokens.append(picked)
+        return torch.tensor(tokens)[:, None].expand(-1, scores.shape[1], -1)
 
 
 def use_scripted_drafts(
-    monkeypatch: pytest.MonkeyPatch, texts: Sequence[Sequence[int]], right: Right, vocab: int
+    monkeypatch: pytest.MonkeyPatch,
+    texts: Sequence[Sequence[int]],
+    right: Right,
+    vocab: int,
+    place: Place = lambda row, index: 0,
 ) -> None:
     """Every call from now on drafts by this script."""
 
-    def scripted(exit_layer: int, **_: Any) -> ScriptedDrafter:
-        return ScriptedDrafter(exit_layer, texts, right, vocab)
+    def scripted(exit_layer: int, shape: TreeOfDepth = chain, *_: Any) -> ScriptedDrafter:
+        return ScriptedDrafter(exit_layer, shape, texts, right, vocab, place)
 
     monkeypatch.setattr(speculation, "EarlyExit", scripted)
 

@@ -37,7 +37,7 @@ def streamed(text: bytes, prompt: bytes = b"") -> list[str]:
 def test_every_token_has_its_origin(
     drafted: list[int], accepted: int, committed: list[int], expected: list[Origin]
 ) -> None:
-    assert origins(RoundEvent(0, drafted, accepted, committed)) == expected
+    assert origins(RoundEvent(0, drafted, len(drafted), (0,) * accepted, committed)) == expected
 
 
 @pytest.mark.parametrize("text", ["plain", "späße, 数学 and 🙂\n\ttabs", "x" * 50 + "é" * 50, ""])

@@ -1,0 +1,355 @@
+"""The low-bit view of a model: what it packs, what it shares, and that it follows the weights."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import LAYERS, VARIANTS, random_prompts, tiny_model
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from layer_skip.decoder import LayeredDecoder
+from layer_skip.exits import exit_choices
+from layer_skip.families import FAMILIES
+from layer_skip.low_bit import (
+    COARSE_GROUP,
+    FINE_GROUP,
+    LowBitView,
+    NothingToViewError,
+    layers_that_fit,
+    n_matrices,
+    view_bytes,
+)
+from layer_skip.packed_linear import PackedLinear
+from layer_skip.rounding import round_weights
+from selfspec.cache import KVCache
+
+TOKENS = random_prompts(13)["input_ids"]
+
+
+@torch.no_grad()
+def logits_of(decoder: LayeredDecoder, n_layers: int, tokens: Tensor = TOKENS) -> Tensor:
+    """Logits [T, V] of the exit after `n_layers` layers."""
+    span = decoder.span(torch.arange(tokens.shape[1])[None], tokens.shape[1], 0)
+    window = KVCache(1, n_layers, tokens.shape[1]).window(span)
+    hidden = decoder.run(decoder.embed(tokens, span), 0, n_layers, span, window)
+    return decoder.logits(hidden)[0]
+
+
+def packed_in(decoder: LayeredDecoder) -> list[PackedLinear]:
+    return [m for part in (*decoder.layers, decoder.head) for m in part.modules() if isinstance(m, PackedLinear)]
+
+
+@torch.no_grad()
+def with_rounded_weights(model: Any, n_layers: int) -> Any:
+    """A copy of `model` whose matrices are what four bits make of them."""
+    other = copy.deepcopy(model)
+    decoder = LayeredDecoder(other)
+    for layer in decoder.layers[:n_layers]:
+        attention = set(getattr(layer, decoder.family.attention).modules())
+        for module in layer.modules():
+            if type(module) in (nn.Linear, Conv1D):
+                round_in_place(module, FINE_GROUP if module in attention else COARSE_GROUP)
+    round_in_place(decoder.head, FINE_GROUP)
+    return other
+
+
+def round_in_place(module: Any, group: int) -> None:
+    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+    padded = nn.functional.pad(weight, (0, -weight.shape[1] % group))
+    weight.copy_(round_weights(padded, 4, group).weights()[:, : weight.shape[1]])
+
+
+DENSE = ["gemma2", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen3", "falcon", "bloom", "cohere"]
+
+
+@pytest.mark.parametrize("name", [*DENSE, "llama with biases", "opt projected", "gpt_neox serial"])
+def test_the_view_computes_with_the_rounded_weights_and_with_nothing_else_changed(name: str) -> None:
+    model = tiny_model(name)
+    decoder = LayeredDecoder(model)
+    for n_layers in (1, LAYERS // 2, LAYERS):
+        view = LowBitView(decoder, n_layers)
+        actual = logits_of(view.of(decoder), n_layers)
+        expected = logits_of(LayeredDecoder(with_rounded_weights(model, n_layers)), n_layers)
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=2e-3)
+
+
+def test_eight_bits_say_nearly_what_the_model_says(family: str) -> None:
+    decoder = LayeredDecoder(tiny_model(family))
+    view = LowBitView(decoder, LAYERS, bits=8)
+    exact = logits_of(decoder, LAYERS)
+    difference = (logits_of(view.of(decoder), LAYERS) - exact).abs().max() / exact.abs().max()
+    assert float(difference) < 0.1
+    four = LowBitView(decoder, LAYERS)
+    assert float((logits_of(four.of(decoder), LAYERS) - exact).abs().max() / exact.abs().max()) > difference
+
+
+@pytest.mark.parametrize("name", [*DENSE, "llama with tied head", "opt projected", "gpt2 scaled by layer"])
+def test_every_matrix_of_the_layers_and_the_head_is_packed_and_the_rest_shared(name: str) -> None:
+    model = tiny_model(name)
+    decoder = LayeredDecoder(model)
+    before = {n: (p.data_ptr(), p._version) for n, p in model.named_parameters()}
+    modules = [id(module) for module in model.modules()]
+    view = LowBitView(decoder, 2)
+    viewed = view.of(decoder)
+    assert viewed.n_layers == 2
+    assert len(packed_in(viewed)) == n_matrices(decoder, 2)
+    assert not [
+        m
+        for part in (*viewed.layers, viewed.head)
+        for m in part.modules()
+        if type(m) in (nn.Linear, Conv1D)
+    ]
+    own = {id(p) for p in model.parameters()}
+    shared = [p for part in (*viewed.layers, viewed.head) for p in part.parameters()]
+    assert all(id(p) in own for p in shared)
+    assert (viewed._embed, viewed._norm, viewed._positions) == (decoder._embed, decoder._norm, decoder._positions)
+    assert view.kept == ""
+    # The model itself is as it was.
+    assert {n: (p.data_ptr(), p._version) for n, p in model.named_parameters()} == before
+    assert [id(module) for module in model.modules()] == modules
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_bytes_reported_are_bytes_held_and_known_beforehand(family: str, bits: int) -> None:
+    def held() -> int:
+        gc.collect()
+        tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    decoder = LayeredDecoder(tiny_model(family))
+    before = held()
+    view = LowBitView(decoder, 3, bits)
+    assert view.bytes == view_bytes(decoder, 3, bits) == held() - before
+    matrices = [m.weight for layer in decoder.layers[:3] for m in layer.modules() if type(m) in (nn.Linear, Conv1D)]
+    assert view.viewed_bytes == sum(4 * w.numel() for w in [*matrices, decoder.head.weight])
+
+
+def test_at_most_30_percent_of_the_weights_viewed_in_bf16() -> None:
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "vocab": 320}
+    view = LowBitView(LayeredDecoder(tiny_model("llama", **sizes).bfloat16()), LAYERS)
+    assert 0.28 * view.viewed_bytes < view.bytes <= 0.3 * view.viewed_bytes
+    assert view.padded == 0
+
+
+def test_sizes_that_are_no_whole_groups_are_padded_and_counted() -> None:
+    decoder = LayeredDecoder(tiny_model("llama"))  # 97 tokens, and 48 inputs of the last matrix of a layer
+    view = LowBitView(decoder, 2)
+    assert view.padded > 0
+    assert all(p.spare_outputs == -p.outputs % 16 for p in packed_in(view.of(decoder)))
+
+
+def test_the_most_layers_that_fit() -> None:
+    decoder = LayeredDecoder(tiny_model("llama"))
+    sizes = [view_bytes(decoder, n) for n in range(1, LAYERS + 1)]
+    assert sizes == sorted(sizes)
+    for n, size in enumerate(sizes, 1):
+        assert layers_that_fit(decoder, size) == n
+        assert layers_that_fit(decoder, size - 1) == n - 1
+    assert layers_that_fit(decoder, 0) == 0
+    assert layers_that_fit(decoder, 10 * sizes[-1]) == LAYERS
+    assert layers_that_fit(decoder, sizes[1], bits=8) == 1
+
+
+def test_progress_names_every_matrix_once() -> None:
+    decoder = LayeredDecoder(tiny_model("llama"))
+    names: list[str] = []
+    view = LowBitView(decoder, 2, advance=names.append)
+    assert len(names) == len(set(names)) == n_matrices(decoder, 2) == 2 * 7 + 1
+    assert names[0].startswith("layer 0: self_attn")
+    assert names[-1] == "head"
+    view.of(decoder)
+    assert len(names) == 15
+
+
+def test_a_view_without_the_head_leaves_the_models_own() -> None:
+    decoder = LayeredDecoder(tiny_model("llama"))
+    view = LowBitView(decoder, 1, head=False)
+    assert view.of(decoder).head is decoder.head
+    assert len(packed_in(view.of(decoder))) == 7
+
+
+def changed_in_place(model: Any) -> None:
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(-1)
+
+
+def trained(model: Any) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(TOKENS, labels=TOKENS).loss.backward()
+    optimizer.step()
+
+
+def replaced_module(model: Any) -> None:
+    model.model.layers[1].mlp.up_proj = copy.deepcopy(model.model.layers[1].mlp.up_proj)
+    changed_in_place(model)
+
+
+def replaced_weight(model: Any) -> None:
+    old = model.model.layers[1].mlp.up_proj
+    old.weight = nn.Parameter(-old.weight.detach())
+
+
+def replaced_layer(model: Any) -> None:
+    model.model.layers[1] = copy.deepcopy(model.model.layers[2])
+
+
+def replaced_head(model: Any) -> None:
+    head = nn.Linear(32, 97, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(model.lm_head.weight.flip(0))
+    model.lm_head = head
+
+
+def other_weights(model: Any) -> None:
+    model.load_state_dict(tiny_model("llama", seed=1).state_dict())
+
+
+def replaced_norm(model: Any) -> None:
+    norm = copy.deepcopy(model.model.layers[1].input_layernorm)
+    with torch.no_grad():
+        norm.weight.mul_(3)
+    model.model.layers[1].input_layernorm = norm
+
+
+CHANGES = [
+    changed_in_place,
+    trained,
+    replaced_module,
+    replaced_weight,
+    replaced_layer,
+    replaced_head,
+    other_weights,
+    replaced_norm,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_the_view_follows_weights_that_change(change: Any) -> None:
+    """At the next use, as a view that is made anew; what did not change is not packed again."""
+    model = tiny_model("llama")
+    view = LowBitView(LayeredDecoder(model), LAYERS)
+    before = logits_of(view.of(LayeredDecoder(model)), LAYERS)
+    kept = {id(p) for p in packed_in(view.of(LayeredDecoder(model)))}
+    change(model)
+    decoder = LayeredDecoder(model)
+    after = logits_of(view.of(decoder), LAYERS)
+    assert torch.equal(after, logits_of(LowBitView(decoder, LAYERS).of(decoder), LAYERS))
+    assert not torch.allclose(after, before, atol=1e-3)
+    assert view.bytes == view_bytes(decoder, LAYERS)
+    same = sum(id(p) in kept for p in packed_in(view.of(decoder)))
+    again = {"trained": 29, "other_weights": 29, "replaced_layer": 7, "replaced_norm": 0}
+    assert 29 - same == again.get(change.__name__, 1)
+
+
+def test_a_view_of_unchanged_weights_is_not_made_again(llama: Any) -> None:
+    view = LowBitView(LayeredDecoder(llama), LAYERS)
+    first = view.of(LayeredDecoder(llama))
+    llama(TOKENS)
+    assert view.of(LayeredDecoder(llama)) is first
+
+
+class WithAdapter(nn.Module):
+    """As LoRA does it: a base matrix, kept as it is, and two small ones."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.lora_a = nn.Linear(base.in_features, 4, bias=False)
+        self.lora_b = nn.Linear(4, base.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base_layer(x) + self.lora_b(self.lora_a(x))
+        return out
+
+
+def test_an_adapters_base_matrix_is_packed_and_the_adapter_takes_part(llama: Any) -> None:
+    view = LowBitView(LayeredDecoder(llama), LAYERS)
+    before = logits_of(view.of(LayeredDecoder(llama)), LAYERS)
+    attention = llama.model.layers[0].self_attn
+    base = attention.q_proj
+    attention.q_proj = WithAdapter(base)
+    decoder = LayeredDecoder(llama)
+    viewed = view.of(decoder)
+    adapter = viewed.layers[0].self_attn.q_proj
+    assert isinstance(adapter, WithAdapter)
+    assert isinstance(adapter.base_layer, PackedLinear)
+    assert attention.q_proj.base_layer is base
+    assert not torch.allclose(logits_of(viewed, LAYERS), before, atol=1e-3)
+    with torch.no_grad():
+        attention.q_proj.lora_b.weight.zero_()
+    torch.testing.assert_close(logits_of(view.of(LayeredDecoder(llama)), LAYERS), before)
+
+
+class Scaled(nn.Linear):
+    """Not what a Linear computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+def test_a_subclass_that_may_compute_something_else_is_kept_and_named(llama: Any) -> None:
+    projection = llama.model.layers[0].mlp.down_proj
+    scaled = Scaled(48, 32, bias=False)
+    scaled.load_state_dict(projection.state_dict())
+    llama.model.layers[0].mlp.down_proj = scaled
+    decoder = LayeredDecoder(llama)
+    view = LowBitView(decoder, 2)
+    assert view.of(decoder).layers[0].mlp.down_proj is scaled
+    assert view.kept == "Scaled"
+    assert len(packed_in(view.of(decoder))) == n_matrices(decoder, 2) == 14
+
+
+class Opaque(nn.Module):
+    """A quantised matrix, as somebody else keeps it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("levels", (base.weight.detach() * 100).round().to(torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.levels.to(x.dtype).T / 100
+
+
+def test_a_model_without_plain_matrices_is_refused_with_the_reason(llama: Any) -> None:
+    for parent in list(llama.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, Opaque(child))
+    decoder = LayeredDecoder(llama)
+    assert n_matrices(decoder, LAYERS) == 0
+    with pytest.raises(NothingToViewError, match="no weight matrix of this model can be viewed in low bits"):
+        LowBitView(decoder, LAYERS)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
+def test_every_family_can_be_viewed(name: str) -> None:
+    """Experts kept in one stack are no plain matrices: they stay as they are, and that is said."""
+    model = tiny_model(name)
+    decoder = LayeredDecoder(model)
+    view = LowBitView(decoder, LAYERS, bits=8)
+    exact, viewed = logits_of(decoder, LAYERS), logits_of(view.of(decoder), LAYERS)
+    # Eight bits say nearly the same, but where rounding sends a token to another expert.
+    assert float((exact.argmax(-1) == viewed.argmax(-1)).float().mean()) >= 0.7
+    stacked = any(p.dim() == 3 for p in model.parameters())
+    assert not stacked or view.kept
+
+
+def test_four_bits_of_all_layers_agree_with_the_model_far_more_than_an_early_exit(
+    reference_model: Any, held_out_prompts: list[list[int]]
+) -> None:
+    """What makes the view a draft: on a trained model it says nearly always what the model says."""
+    decoder = LayeredDecoder(reference_model)
+    view = LowBitView(decoder, decoder.n_layers)
+    text = torch.tensor(held_out_prompts[60][:96])
+    own = exit_choices(decoder, text)
+    viewed = exit_choices(view.of(decoder), text)
+    agreement = float((viewed.tokens[-1] == own.tokens[-1]).float().mean())
+    assert agreement > 0.85
+    assert agreement > own.agreement[decoder.n_layers // 4 - 1]

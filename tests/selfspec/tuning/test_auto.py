@@ -1,0 +1,243 @@
+"""The default strategy: what it takes, when it stops, and what it says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from checks import own_generate
+from fake_rounds import HALF, LAYERS, LOW_BIT, World, flat, knowledge
+from tiny_models import random_prompts
+
+import selfspec
+from selfspec.drafting.lookup import Found
+from selfspec.modes import Greedy
+from selfspec.pacing import PayCheck
+from selfspec.shapes import FASTEST
+from selfspec.tuning.auto import LONGEST
+from selfspec.tuning.knowledge import Arm, expected_tokens
+from selfspec.tuning.reading import Agreement
+
+
+def most(history: list[tuple[Arm | None, int]]) -> tuple[Arm | None, int]:
+    return Counter(history).most_common(1)[0][0]
+
+
+def best_length(world: World, arm: Arm) -> int:
+    """The K of the most tokens a second, by the world's true chances and costs."""
+    return max(
+        range(1, LONGEST + 1),
+        key=lambda k: expected_tokens(world.chances[arm], k) / world.known.round_seconds(arm, k, 1, FASTEST),
+    )
+
+
+@pytest.mark.parametrize(
+    ("chances", "winner"),
+    [({LOW_BIT: 0.9, HALF: 0.3}, LOW_BIT), ({LOW_BIT: 0.05, HALF: 0.97}, HALF)],
+    ids=["low bits", "early exit"],
+)
+def test_the_faster_arm_is_found_and_drafts_as_far_as_pays(chances: dict[Arm, float], winner: Arm) -> None:
+    world = World(chances)
+    auto = world.auto()
+    history = world.play(auto, 400)[-100:]
+    assert {arm for arm, _ in history} == {winner}
+    length = most(history)[1]
+    assert abs(length - best_length(world, winner)) <= 2
+    assert auto.stats.exit_layer == winner.exit_layer
+    assert auto.stats.strategy == winner.kind
+
+
+def test_drafts_are_short_where_they_are_often_wrong_and_long_where_they_are_right() -> None:
+    lengths = []
+    for chance in (0.5, 0.75, 0.95):
+        world = World({LOW_BIT: chance})
+        lengths.append(most(world.play(world.auto(), 300)[-50:])[1])
+    assert lengths[0] < lengths[1] < lengths[2]
+
+
+def test_no_draft_that_is_never_right_is_paid_for_long() -> None:
+    """It drafts to find out, then decodes plainly; nothing is lost but the trial."""
+    world = World({LOW_BIT: 0.0, HALF: 0.0})
+    auto = world.auto(check=PayCheck(1, warmup=1))
+    history = world.play(auto, 400)
+    assert sum(length == 0 for _, length in history[-100:]) > 90
+    plain = 400 * world.known.round_seconds(None, 0, 1, auto.shapes)
+    assert world.seconds < 1.25 * plain
+    assert auto.stats.strategy == "plain"
+    assert auto.stats.choice.startswith("no draft pays (predicted ")
+
+
+def test_without_a_way_to_draft_nothing_is_drafted() -> None:
+    world = World({})
+    auto = world.auto()
+    assert set(world.play(auto, 20)) == {(None, 0)}
+    assert auto.stats.choice == "no way to draft"
+    assert auto.stats.strategy == "plain"
+
+
+def test_drafting_returns_when_it_pays_again() -> None:
+    world = World({LOW_BIT: 0.0})
+    auto = world.auto(check=PayCheck(1, warmup=1))
+    world.play(auto, 60)
+    assert world.play(auto, 20)[-1] == (None, 0)
+    world.known.tallies.clear()  # old evidence fades; here at once
+    world.chances[LOW_BIT] = 0.95
+    history = world.play(auto, 200)
+    assert {arm for arm, _ in history[-30:]} == {LOW_BIT}
+    assert auto.stats.choice.startswith("predicted ")
+
+
+def test_what_one_call_has_learned_the_next_one_starts_with() -> None:
+    world = World({LOW_BIT: 0.1, HALF: 0.98})
+    world.play(world.auto(), 300)
+    assert world.play(world.auto(), 1)[0][0] == HALF
+    fresh = World({LOW_BIT: 0.1, HALF: 0.98})
+    assert fresh.play(fresh.auto(), 1)[0][0] == LOW_BIT  # what rounding alone promises
+    sampled = world.play(world.auto(sampled=True), 1)
+    assert sampled[0][0] == LOW_BIT  # sampled text is learned apart
+
+
+def test_a_machine_that_is_slower_than_its_passes_does_not_change_what_pays() -> None:
+    for slowness in (1.0, 5.0):
+        world = World({LOW_BIT: 0.9, HALF: 0.3}, slowness=slowness)
+        assert most(world.play(world.auto(), 200)[-50:])[0] == LOW_BIT
+
+
+def test_a_slight_advantage_does_not_make_it_switch_to_and_fro() -> None:
+    near = Arm(LAYERS - 1, low_bit=True)
+    world = World({LOW_BIT: 0.8, near: 0.79})
+    arms = [arm for arm, _ in world.play(world.auto(), 400)[100:]]
+    assert sum(a != b for a, b in zip(arms, arms[1:], strict=False)) <= 4
+
+
+def test_a_fixed_length_leaves_only_the_arm_to_choose() -> None:
+    world = World({LOW_BIT: 0.2, HALF: 0.9})
+    history = world.play(world.auto(lengths=[3]), 200)
+    assert {length for _, length in history} == {3}  # as configured, whether it pays or not
+    assert most(history[-50:])[0] == HALF
+
+
+def test_no_draft_reaches_past_the_end_of_the_text() -> None:
+    world = World({LOW_BIT: 0.95})
+    auto = world.auto()
+    world.play(auto, 100)
+    assert [auto.draft_length(remaining) for remaining in (1, 2, 3)] == [0, 1, 2]
+    call: Any = SimpleNamespace(decoder=None, rows=SimpleNamespace(active=[0], remaining=3), mode=Greedy())
+    auto.draft(call, auto.draft_length(3))
+    assert world.drafted == (LOW_BIT, 2)
+
+
+def test_the_choice_and_what_else_was_looked_at_are_explained() -> None:
+    world = World({LOW_BIT: 0.9, HALF: 0.3})
+    world.known.read(Agreement({e: 20 for e in range(1, LAYERS)}, 64))
+    auto = world.auto()
+    world.play(auto, 100)
+    stats = auto.stats
+    assert stats.choice.startswith("predicted ")
+    assert f"x AR by low-bit draft, exit layer 8, draft length {stats.draft_length}" in stats.choice
+    assert "from 64 prompt positions and " in stats.choice
+    assert stats.considered.startswith("early-exit draft, exit layer 4 ")
+    speed = float(stats.choice.split()[1].removesuffix("x"))
+    assert speed > float(stats.considered.split()[-1].removesuffix("x")) > 0
+    # The speed that it predicts is the one that there is.
+    plain = world.known.round_seconds(None, 0, 1, auto.shapes)
+    assert speed == pytest.approx(world.tokens / world.seconds * plain, rel=0.25)
+
+
+def test_a_prediction_below_the_least_gain_is_not_taken_where_plain_rounds_are_allowed() -> None:
+    dear = knowledge(low_bit_layer=0.97)  # hardly faster than the layer itself
+    world = World({LOW_BIT: 0.5}, dear)
+    auto = world.auto()
+    assert set(world.play(auto, 60)[-20:]) == {(None, 0)}
+    assert auto.stats.choice.startswith("no draft pays (predicted ")
+
+
+class NoLookup:
+    """Stands in for a lookup; what it would find is put in."""
+
+    def __init__(self, found: list[Found]) -> None:
+        self.found = found
+
+    def find(self, call: Any, limit: int) -> list[Found]:
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("found", "chance", "worth"),
+    [
+        (Found(list(range(15)), 30), 0.5, True),  # long, and after a long match
+        (Found([1, 2], 1), 0.95, False),  # little, after a match that means little
+        (Found([], 0), 0.0, False),
+    ],
+)
+def test_found_tokens_are_taken_when_they_promise_more_than_the_arm(
+    found: Found, chance: float, worth: bool
+) -> None:
+    world = World({LOW_BIT: chance})
+    for _ in range(50):
+        world.known.tally(LOW_BIT, False).note(int(chance * 20), 20)
+    auto = world.auto(lookup=NoLookup([found]))
+    auto._choose(None)  # type: ignore[arg-type]
+    assert auto._worth([found], 4) is worth
+
+
+def test_found_tokens_are_counted_by_all_rows() -> None:
+    """One row's find must pay for the passes of all of them."""
+    world = World({LOW_BIT: 0.9})
+    for _ in range(50):
+        world.known.tally(LOW_BIT, False).note(18, 20)
+    auto = world.auto(lookup=NoLookup([]))
+    auto._choose(None)  # type: ignore[arg-type]
+    good, nothing = Found(list(range(15)), 30), Found([], 0)
+    assert auto._worth([good], 4)
+    assert auto._worth([good, good], 4)
+    assert not auto._worth([good] + [nothing] * 7, 4)
+
+
+def test_rounds_of_found_tokens_teach_nothing_about_the_arms(llama: Any) -> None:
+    selfspec.wrap(llama, draft="hybrid", draft_length=3, exit_layer=2)
+    knowledge_of = llama.speculation.knowledge
+    with pytest.MonkeyPatch.context() as patch:
+
+        def always(self: Any, found: list[Found], length: int) -> bool:
+            self._looked_up = True
+            return True
+
+        patch.setattr(selfspec.tuning.auto.Auto, "_worth", always)
+        llama.generate(torch.tensor([[*range(10, 20)] * 3]), max_new_tokens=20)
+    assert all(tally.tested == 0 for tally in knowledge_of.tallies.values())
+    llama.generate(torch.tensor([[*range(10, 20)] * 3]), max_new_tokens=20)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": True}], ids=["greedy", "sampled"])
+def test_whatever_it_chooses_the_text_is_the_same(llama: Any, sampling: dict[str, Any]) -> None:
+    """With costs that are made up, so that it drafts with every arm on any machine."""
+    request = {**random_prompts(9, 4), "max_new_tokens": 40, **sampling}
+    selfspec.wrap(llama, draft_length=0)
+    torch.manual_seed(0)
+    expected = llama.generate(**request) if sampling else own_generate(llama, **request)
+    strategies = set()
+    for low_bit_layer in (None, 0.1, 5.0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(selfspec.speculation.Speculation, "_view_pays", lambda *_: True)
+            selfspec.wrap(llama)
+        known = llama.speculation.knowledge
+        known.exact = flat(1.0, 0.1)
+        known.low_bit = None if low_bit_layer is None else flat(low_bit_layer, 0.01)
+        if low_bit_layer is None:
+            llama.speculation.view = None
+        torch.manual_seed(0)
+        assert torch.equal(llama.generate(**request), expected)
+        strategies.add(llama.speculation.stats.strategy)
+    assert len(strategies) > 1
+
+
+def test_measuring_whether_it_pays_uses_rounds_that_generate() -> None:
+    """Plain rounds are compared with rounds that draft; both commit tokens."""
+    world = World({LOW_BIT: 0.9})
+    history = world.play(world.auto(check=PayCheck(1, warmup=1)), 50)
+    assert history[0] == (None, 0)
+    assert all(arm == LOW_BIT for arm, _ in history[1:])

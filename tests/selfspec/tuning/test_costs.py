@@ -1,0 +1,42 @@
+"""What passes cost on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from layer_skip.decoder import LayeredDecoder
+from layer_skip.low_bit import LowBitView
+from selfspec.tuning.costs import WIDTHS, PassCosts, time_passes
+
+COSTS = PassCosts((1.0, 1.0, 2.0, 4.0, 8.0, 16.0), (10.0, 10.0, 10.0, 30.0, 30.0, 40.0))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "layer"),
+    [(1, 1.0), (2, 1.0), (3, 1.5), (4, 2.0), (6, 3.0), (16, 8.0), (24, 12.0), (32, 16.0), (64, 32.0)],
+)
+def test_costs_are_interpolated_between_the_timed_widths_and_go_on_beyond(tokens: int, layer: float) -> None:
+    assert COSTS.seconds(1, tokens, heads=0) == layer
+    assert COSTS.seconds(5, tokens, heads=0) == 5 * layer
+
+
+def test_a_pass_costs_its_layers_and_its_heads() -> None:
+    assert COSTS.seconds(3, 4) == 3 * 2.0 + 10.0
+    assert COSTS.seconds(0, 8, heads=2) == 60.0
+
+
+def test_every_width_is_timed_for_the_model_and_for_a_view(llama: Any) -> None:
+    decoder = LayeredDecoder(llama)
+    for timed in (decoder, LowBitView(decoder, 1).of(decoder)):
+        costs = time_passes(timed)
+        assert len(costs.layer) == len(costs.head) == len(WIDTHS)
+        assert all(0 < seconds < 1 for seconds in (*costs.layer, *costs.head))
+
+
+def test_timing_leaves_the_model_as_it_was(llama: Any) -> None:
+    before = {name: p._version for name, p in llama.named_parameters()}
+    time_passes(LayeredDecoder(llama))
+    assert {name: p._version for name, p in llama.named_parameters()} == before
+    assert all(p.requires_grad for p in llama.parameters())
