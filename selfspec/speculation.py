@@ -174,6 +174,8 @@ class Speculation:
 
     def _view_pays(self, decoder: LayeredDecoder) -> bool:
         """Whether a layer in few bits is so fast here that it is worth its memory; tries the first."""
+        if decoder.device.type != "cpu":
+            return False  # the GPU kernel has not been measured yet: only where it is asked for
         try:
             first = LowBitView(decoder, 1, self.config.draft_bits, head=False)
         except NothingToViewError:
