@@ -41,7 +41,9 @@ def logits_of(decoder: LayeredDecoder, n_layers: int, tokens: Tensor = TOKENS) -
 
 
 def packed_in(decoder: LayeredDecoder) -> list[PackedLinear]:
-    return [m for part in (*decoder.layers, decoder.head) for m in part.modules() if isinstance(m, PackedLinear)]
+    return [
+        m for part in (*decoder.layers, decoder.head) for m in part.modules() if isinstance(m, PackedLinear)
+    ]
 
 
 @torch.no_grad()
@@ -64,7 +66,18 @@ def round_in_place(module: Any, group: int) -> None:
     weight.copy_(round_weights(padded, 4, group).weights()[:, : weight.shape[1]])
 
 
-DENSE = ["gemma2", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen3", "falcon", "bloom", "cohere"]
+DENSE = [
+    "gemma2",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "opt",
+    "phi3",
+    "qwen3",
+    "bloom",
+    "cohere",
+]
 
 
 @pytest.mark.parametrize("name", [*DENSE, "llama with biases", "opt projected", "gpt_neox serial"])
@@ -99,15 +112,16 @@ def test_every_matrix_of_the_layers_and_the_head_is_packed_and_the_rest_shared(n
     assert viewed.n_layers == 2
     assert len(packed_in(viewed)) == n_matrices(decoder, 2)
     assert not [
-        m
-        for part in (*viewed.layers, viewed.head)
-        for m in part.modules()
-        if type(m) in (nn.Linear, Conv1D)
+        m for part in (*viewed.layers, viewed.head) for m in part.modules() if type(m) in (nn.Linear, Conv1D)
     ]
     own = {id(p) for p in model.parameters()}
     shared = [p for part in (*viewed.layers, viewed.head) for p in part.parameters()]
     assert all(id(p) in own for p in shared)
-    assert (viewed._embed, viewed._norm, viewed._positions) == (decoder._embed, decoder._norm, decoder._positions)
+    assert (viewed._embed, viewed._norm, viewed._positions) == (
+        decoder._embed,
+        decoder._norm,
+        decoder._positions,
+    )
     assert view.kept == ""
     # The model itself is as it was.
     assert {n: (p.data_ptr(), p._version) for n, p in model.named_parameters()} == before
@@ -127,13 +141,16 @@ def test_bytes_reported_are_bytes_held_and_known_beforehand(family: str, bits: i
     before = held()
     view = LowBitView(decoder, 3, bits)
     assert view.bytes == view_bytes(decoder, 3, bits) == held() - before
-    matrices = [m.weight for layer in decoder.layers[:3] for m in layer.modules() if type(m) in (nn.Linear, Conv1D)]
+    matrices = [
+        m.weight for layer in decoder.layers[:3] for m in layer.modules() if type(m) in (nn.Linear, Conv1D)
+    ]
     assert view.viewed_bytes == sum(4 * w.numel() for w in [*matrices, decoder.head.weight])
 
 
 def test_at_most_30_percent_of_the_weights_viewed_in_bf16() -> None:
     sizes = {"hidden_size": 128, "intermediate_size": 512, "vocab": 320}
-    view = LowBitView(LayeredDecoder(tiny_model("llama", **sizes).bfloat16()), LAYERS)
+    model = tiny_model("llama", **sizes).bfloat16()
+    view = LowBitView(LayeredDecoder(model), LAYERS)
     assert 0.28 * view.viewed_bytes < view.bytes <= 0.3 * view.viewed_bytes
     assert view.padded == 0
 

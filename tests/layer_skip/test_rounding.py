@@ -46,7 +46,7 @@ def test_the_error_is_smaller_than_that_of_plain_and_of_symmetric_rounding(bits:
 def test_weights_off_centre_cost_no_levels() -> None:
     weight = gaussian(16, 128) + 0.1
     ours = error(weight, round_weights(weight, 4, 64).weights())
-    assert ours < 0.05 * error(weight, symmetric(weight, 4, 64))
+    assert ours < 0.1 * error(weight, symmetric(weight, 4, 64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -123,7 +123,10 @@ def test_candidates_share_positions_and_take_slots_of_their_own(family: str) -> 
 
 def test_keys_of_candidates_stand_at_the_positions_of_their_depth() -> None:
     positions = torch.tensor([[4, 5, 5, 6], [0, 1, 1, 2]])
-    assert tree_keys(positions, 10).tolist() == [[0, 1, 2, 3, 4, 5, 5, 6, 8, 9], [0, 1, 1, 2, 4, 5, 6, 7, 8, 9]]
+    assert tree_keys(positions, 10).tolist() == [
+        [0, 1, 2, 3, 4, 5, 5, 6, 8, 9],
+        [0, 1, 1, 2, 4, 5, 6, 7, 8, 9],
+    ]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gemma3_text"])

@@ -228,9 +228,7 @@ def test_a_draft_token_outside_the_targets_support_is_never_accepted() -> None:
     drafts = torch.tensor([[2], [1]])
     # The smallest uniform there is.
     uniforms = torch.full((2, 1), 2.0**-32)
-    verdict = accept_rejection(
-        drafts, q.expand(2, 1, -1), p.expand(2, 2, -1), uniforms, torch.zeros(2, 3)
-    )
+    verdict = accept_rejection(drafts, q.expand(2, 1, -1), p.expand(2, 2, -1), uniforms, torch.zeros(2, 3))
     assert verdict.accepted.tolist() == [0, 1]
     assert verdict.tokens[0, 0] == 0  # all that max(0, p - q) leaves
 
@@ -251,9 +249,7 @@ def test_a_found_token_is_accepted_with_the_targets_own_probability_of_it() -> N
     assert p_value(torch.bincount(accepted, minlength=2).numpy(), [1 - share, share]) > LEAST_P
 
 
-def walk_down(
-    node: int, draft: list[int], choices: list[int], tree: Tree
-) -> tuple[list[int], list[int]]:
+def walk_down(node: int, draft: list[int], choices: list[int], tree: Tree) -> tuple[list[int], list[int]]:
     """Committed tokens and columns of the longest right path from `node` down."""
     best: tuple[list[int], list[int]] = ([choices[node]], [node])
     for child in range(1, tree.size):

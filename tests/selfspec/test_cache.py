@@ -14,7 +14,9 @@ LAYERS, HEADS, SIZE = 2, 3, 4
 def span(starts: list[int], width: int, key_length: int) -> Span:
     positions = torch.tensor(starts)[:, None] + torch.arange(width)
     start = starts[0] if len(set(starts)) == 1 else None
-    return Span(positions, positions, None, {None: causal_mask(positions, key_length, None, torch.float32)}, start)
+    return Span(
+        positions, positions, None, {None: causal_mask(positions, key_length, None, torch.float32)}, start
+    )
 
 
 def numbered(rows: int, width: int, first: int) -> Tensor:

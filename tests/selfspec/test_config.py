@@ -54,7 +54,10 @@ BAD = [
         {"tree": "siblings", "confidence_threshold": 0.5},
         r"confidence_threshold=0\.5: it stops chains; a tree='siblings' has one shape",
     ),
-    ({"exit_layers": 3}, r"unknown setting 'exit_layers': did you mean 'exit_layer'\?.*known are draft, exit_layer"),
+    (
+        {"exit_layers": 3},
+        r"unknown setting 'exit_layers': did you mean 'exit_layer'\?.*known are draft, exit_layer",
+    ),
     ({"colour": 3}, r"unknown setting 'colour': known are draft, exit_layer, draft_length"),
 ]
 
@@ -108,7 +111,7 @@ def test_a_low_bit_draft_may_use_all_layers(draft: Any) -> None:
 
 @pytest.mark.parametrize("draft", ["auto", "early_exit"])
 def test_an_early_exit_at_the_last_layer_is_refused_with_what_can_draft_there(draft: Any) -> None:
-    with pytest.raises(ConfigError, match="draft='low_bit' can draft with all 4$"):
+    with pytest.raises(ConfigError, match=r"draft='low_bit' can draft with all 4$"):
         SpeculationConfig(draft=draft, exit_layer=4).check_model(4)
 
 

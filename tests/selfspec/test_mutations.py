@@ -81,7 +81,9 @@ def test_accepting_always_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_count_of_accepted_tokens_that_is_one_too_large_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     leading = acceptance._leading
-    monkeypatch.setattr(acceptance, "_leading", lambda stands: (leading(stands) + 1).clamp(max=stands.shape[1]))
+    monkeypatch.setattr(
+        acceptance, "_leading", lambda stands: (leading(stands) + 1).clamp(max=stands.shape[1])
+    )
     assert not greedy_text_is_the_models_own()
     assert not coupled_text_is_that_of_plain_decoding()
     assert p_value_of_texts("rejection") < LEAST_P

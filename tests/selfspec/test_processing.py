@@ -132,7 +132,9 @@ def test_scores_are_float32_and_the_logits_stay_as_they_are() -> None:
 
     for processors in ([], [to_zero], [TemperatureLogitsWarper(2.0)]):
         original = logits(2).bfloat16()
-        scores = Processors(processors)(original, some_rows(), torch.zeros(2, 1, dtype=torch.int64), chain(1).paths)
+        scores = Processors(processors)(
+            original, some_rows(), torch.zeros(2, 1, dtype=torch.int64), chain(1).paths
+        )
         assert scores.dtype == torch.float32
         assert torch.equal(original, logits(2).bfloat16())
 

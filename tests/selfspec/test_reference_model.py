@@ -13,6 +13,7 @@ from torch import Tensor
 
 import selfspec
 from layer_skip.decoder import LayeredDecoder
+from selfspec.benchmarking.identity import Referee
 from selfspec.shapes import probe
 
 NEW_TOKENS = 20
@@ -173,3 +174,78 @@ def test_drafting_is_often_right_on_the_bundled_model(
     rate = model.speculation.total.acceptance_rate
     selfspec.unwrap(model)
     assert rate > 0.4
+
+
+STRATEGIES: list[dict[str, Any]] = [
+    {"draft": "low_bit", "draft_length": 4, "exit_layer": 8},
+    {"draft": "low_bit"},
+    {"draft": "lookup", "draft_length": 6},
+    {"draft": "hybrid"},
+    {},
+]
+TREES: list[dict[str, Any]] = [
+    {"draft": "low_bit", "draft_length": 4, "exit_layer": 8, "tree": "siblings"},
+    {"draft": "early_exit", "draft_length": 3, "exit_layer": 4, "tree": (0, 0, 0, 1, 1, 2, 4)},
+    {"draft": "hybrid", "tree": "siblings"},
+]
+
+
+def repeating(prompts: list[list[int]]) -> list[list[int]]:
+    """Prompts whose second half is their first: something to look up."""
+    return [prompt[:40] + prompt[:20] for prompt in prompts]
+
+
+@pytest.mark.usefixtures("exact_shapes")
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "temperature": 0.8}], ids=["greedy", "coupled"])
+def test_chains_of_every_strategy_give_the_text_of_plain_decoding_in_bf16(
+    reference_model_bf16: Any, held_out_prompts: list[list[int]], sampling: dict[str, Any]
+) -> None:
+    model = reference_model_bf16
+    half = LayeredDecoder(model).n_layers // 2
+    prompts = [held_out_prompts[70], *repeating(held_out_prompts[60:90:15]), held_out_prompts[12]]
+    plain = None
+    for setting in [{"draft_length": 0}, *STRATEGIES]:
+        setting = {**setting, **({"exit_layer": half} if "exit_layer" in setting else {})}
+        selfspec.wrap(model, **setting)
+        out = text(model, **padded(prompts), max_new_tokens=24, **sampling)
+        selfspec.unwrap(model)
+        plain = out if plain is None else plain
+        assert torch.equal(out, plain), setting
+
+
+def test_trees_in_bf16_give_that_text_or_part_from_it_at_a_near_tie(
+    reference_model_bf16: Any, held_out_prompts: list[list[int]]
+) -> None:
+    model = reference_model_bf16
+    half = LayeredDecoder(model).n_layers // 2
+    prompts = repeating(held_out_prompts[40:100:12])
+    selfspec.wrap(model, draft_length=0)
+    plain = [tuple(row) for row in text(model, **padded(prompts), max_new_tokens=24)[:, -24:].tolist()]
+    selfspec.unwrap(model)
+    referee = Referee(model, [tuple(prompt) for prompt in prompts], plain)
+    for setting in TREES:
+        setting = {**setting, **({"exit_layer": half} if "exit_layer" in setting else {})}
+        selfspec.wrap(model, **setting)
+        out = text(model, **padded(prompts), max_new_tokens=24)[:, -24:]
+        assert model.speculation.stats.drafted > 0
+        selfspec.unwrap(model)
+        verdict = referee.judge([tuple(row) for row in out.tolist()])
+        assert verdict.different == 0, (setting, str(verdict))
+
+
+def test_a_low_bit_view_of_all_layers_drafts_better_than_any_exit(
+    reference_model_bf16: Any, held_out_prompts: list[list[int]]
+) -> None:
+    model = reference_model_bf16
+    layers = LayeredDecoder(model).n_layers
+    rates = []
+    for setting in (
+        {"draft": "low_bit", "exit_layer": layers},
+        {"draft": "early_exit", "exit_layer": layers // 2},
+    ):
+        selfspec.wrap(model, **setting, draft_length=4)
+        model.generate(**padded(held_out_prompts[60:90:10]), max_new_tokens=32)
+        rates.append(model.speculation.total.acceptance_rate)
+        selfspec.unwrap(model)
+    assert rates[0] > 0.8
+    assert rates[0] > rates[1]

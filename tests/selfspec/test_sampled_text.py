@@ -135,6 +135,31 @@ def test_sampled_texts_have_the_targets_exact_distribution(
     assert p_value(counts.numpy(), joint.numpy()) > LEAST_P
 
 
+REPEATING = torch.tensor([3, 1, 4, 3, 1, 4, 3, 1, 4, 3, 1])
+
+
+@pytest.mark.parametrize(
+    ("setting", "prompt", "rows"),
+    [
+        ({"draft": "low_bit", "exit_layer": 3}, PROMPT, 10_000),
+        ({"draft": "low_bit", "exit_layer": 1}, PROMPT, 10_000),
+        ({"draft": "lookup"}, REPEATING, 3_000),
+        ({"draft": "hybrid", "exit_layer": 2}, REPEATING, 3_000),
+    ],
+    ids=str,
+)
+def test_rejection_draws_exactly_from_the_target_whoever_drafts(
+    setting: dict[str, Any], prompt: Tensor, rows: int
+) -> None:
+    """Tokens that were found were drawn from themselves alone; those of a view from its own distribution."""
+    model = tiny_model("llama", vocab=VOCAB, num_hidden_layers=3, seed=4)
+    joint = exact_distribution(model, prompt, 3)
+    selfspec.wrap(model, **setting, draft_length=2, acceptance="rejection", deterministic=False)
+    texts = sampled_texts(model, prompt, 3, rows=rows, calls=2)
+    assert 0.05 < model.speculation.total.acceptance_rate < 0.99
+    assert min(chain_p_values(texts, joint)) > LEAST_P
+
+
 def test_the_draft_resembles_the_target_but_is_not_it() -> None:
     """The chi-square above would pass for a draft that is the target itself."""
     model, joint, _ = distribution_case(1.0, 1.0, "rejection")

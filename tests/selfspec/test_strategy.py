@@ -82,7 +82,9 @@ def test_a_model_of_quantised_matrices_drafts_with_those(llama: Any, capsys: Any
     class Quantised(nn.Module):
         def __init__(self, base: nn.Linear) -> None:
             super().__init__()
-            self.weight = nn.Parameter((base.weight.detach() * 500).round().to(torch.int8), requires_grad=False)
+            self.weight = nn.Parameter(
+                (base.weight.detach() * 500).round().to(torch.int8), requires_grad=False
+            )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x @ self.weight.to(x.dtype).T / 500

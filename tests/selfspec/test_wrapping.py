@@ -78,7 +78,9 @@ def living_tensors() -> list[torch.Tensor]:
     return [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
 
 
-@pytest.mark.parametrize("settings", [{"draft": "early_exit"}, {"draft_memory": 0}, {"draft": "lookup"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"draft": "early_exit"}, {"draft_memory": 0}, {"draft": "lookup"}], ids=str
+)
 def test_wrapping_adds_no_tensors_and_a_call_leaves_none_behind(settings: dict[str, Any]) -> None:
     model = tiny_model("llama")
     before = len(living_tensors())
@@ -89,7 +91,9 @@ def test_wrapping_adds_no_tensors_and_a_call_leaves_none_behind(settings: dict[s
     assert len(living_tensors()) == before
 
 
-@pytest.mark.parametrize("settings", [{}, {"draft": "low_bit"}, {"draft": "hybrid", "exit_layer": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"draft": "low_bit"}, {"draft": "hybrid", "exit_layer": 2}], ids=str
+)
 def test_a_low_bit_view_adds_the_memory_that_it_reports_and_no_more(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

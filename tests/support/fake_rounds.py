@@ -1,4 +1,4 @@
-"""A machine and a model made of numbers: rounds whose cost and acceptance are known, for what chooses drafts."""
+"""A machine and a model made of numbers: rounds whose cost and acceptance are known beforehand."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ class World:
     seconds: float = 0.0
     tokens: int = 0
 
-    def auto(self, lengths: Sequence[int] = range(LONGEST + 1), check: Pacer | None = None, **more: Any) -> Auto:
+    def auto(
+        self, lengths: Sequence[int] = range(LONGEST + 1), check: Pacer | None = None, **more: Any
+    ) -> Auto:
         defaults: dict[str, Any] = {"lookup": None, "sampled": False, "stats": Stats()}
         self._random = random.Random(self.seed)
         return Auto(

@@ -62,7 +62,9 @@ def test_what_is_not_worth_it_is_left_to_the_model_and_joins_only_trees(branches
 
 def test_nothing_found_is_no_branch() -> None:
     model = Spy()
-    Hybrid(Lookup(MatchRates()), model, lambda found, length: False, branches=True).draft(call_with([1, 2]), 3)
+    Hybrid(Lookup(MatchRates()), model, lambda found, length: False, branches=True).draft(
+        call_with([1, 2]), 3
+    )
     assert model.asked == [(3, None)]
 
 
@@ -102,7 +104,9 @@ def test_a_branch_of_found_tokens_wins_where_only_it_is_right(
 
     def find(self: Any, call: Any, limit: int) -> list[Found]:
         rows = call.rows
-        return [Found(texts[r][rows.generated[r] : rows.generated[r] + min(4, limit)], 9) for r in rows.active]
+        return [
+            Found(texts[r][rows.generated[r] : rows.generated[r] + min(4, limit)], 9) for r in rows.active
+        ]
 
     monkeypatch.setattr(Lookup, "find", find)
     monkeypatch.setattr(Auto, "_worth", lambda self, found, length: False)

@@ -16,7 +16,7 @@ from layer_skip.exits import exit_choices
 
 @pytest.mark.parametrize("exit_layer", [1, LAYERS])
 def test_the_draft_is_what_the_view_says_after_the_drafted_tokens(family: str, exit_layer: int) -> None:
-    """The first one over the target's exact K/V: so it is compared where the view ran nothing but the drafts."""
+    """After one token: later drafts read the target's exact K/V, which the view alone would not compute."""
     model = tiny_model(family)
     prompts = random_prompts(1)  # one token: the view runs all of it itself
     selfspec.wrap(model, draft="low_bit", exit_layer=exit_layer, draft_length=5, draft_bits=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -34,13 +35,11 @@ def best_length(world: World, arm: Arm) -> int:
     )
 
 
-@pytest.mark.parametrize(
-    ("chances", "winner"),
-    [({LOW_BIT: 0.9, HALF: 0.3}, LOW_BIT), ({LOW_BIT: 0.05, HALF: 0.97}, HALF)],
-    ids=["low bits", "early exit"],
-)
-def test_the_faster_arm_is_found_and_drafts_as_far_as_pays(chances: dict[Arm, float], winner: Arm) -> None:
-    world = World(chances)
+@pytest.mark.parametrize(("low_bit_layer", "winner"), [(0.2, LOW_BIT), (0.9, HALF)], ids=str)
+def test_the_faster_arm_is_found_and_drafts_as_far_as_pays(low_bit_layer: float, winner: Arm) -> None:
+    """Both are right nearly always; which is faster depends on what few bits save on this machine."""
+    world = World({LOW_BIT: 0.95, HALF: 0.95}, knowledge(low_bit_layer))
+    world.known.read(Agreement({LAYERS // 2: 61}, 64))
     auto = world.auto()
     history = world.play(auto, 400)[-100:]
     assert {arm for arm, _ in history} == {winner}
@@ -66,8 +65,6 @@ def test_no_draft_that_is_never_right_is_paid_for_long() -> None:
     assert sum(length == 0 for _, length in history[-100:]) > 90
     plain = 400 * world.known.round_seconds(None, 0, 1, auto.shapes)
     assert world.seconds < 1.25 * plain
-    assert auto.stats.strategy == "plain"
-    assert auto.stats.choice.startswith("no draft pays (predicted ")
 
 
 def test_without_a_way_to_draft_nothing_is_drafted() -> None:
@@ -91,13 +88,12 @@ def test_drafting_returns_when_it_pays_again() -> None:
 
 
 def test_what_one_call_has_learned_the_next_one_starts_with() -> None:
-    world = World({LOW_BIT: 0.1, HALF: 0.98})
-    world.play(world.auto(), 300)
-    assert world.play(world.auto(), 1)[0][0] == HALF
-    fresh = World({LOW_BIT: 0.1, HALF: 0.98})
-    assert fresh.play(fresh.auto(), 1)[0][0] == LOW_BIT  # what rounding alone promises
-    sampled = world.play(world.auto(sampled=True), 1)
-    assert sampled[0][0] == LOW_BIT  # sampled text is learned apart
+    world = World({LOW_BIT: 0.5})
+    ((_, first),) = world.play(world.auto(), 1)
+    learned = most(world.play(world.auto(), 300)[-50:])[1]
+    assert learned < first  # it had been taken to be right more often
+    assert world.play(world.auto(), 1) == [(LOW_BIT, learned)]
+    assert world.play(world.auto(sampled=True), 1) == [(LOW_BIT, first)]  # sampled text is learned apart
 
 
 def test_a_machine_that_is_slower_than_its_passes_does_not_change_what_pays() -> None:
@@ -110,11 +106,12 @@ def test_a_slight_advantage_does_not_make_it_switch_to_and_fro() -> None:
     near = Arm(LAYERS - 1, low_bit=True)
     world = World({LOW_BIT: 0.8, near: 0.79})
     arms = [arm for arm, _ in world.play(world.auto(), 400)[100:]]
-    assert sum(a != b for a, b in zip(arms, arms[1:], strict=False)) <= 4
+    assert sum(a != b for a, b in itertools.pairwise(arms)) <= 4
 
 
 def test_a_fixed_length_leaves_only_the_arm_to_choose() -> None:
-    world = World({LOW_BIT: 0.2, HALF: 0.9})
+    world = World({LOW_BIT: 0.9, HALF: 0.9}, knowledge(low_bit_layer=0.9))
+    world.known.read(Agreement({LAYERS // 2: 60}, 64))
     history = world.play(world.auto(lengths=[3]), 200)
     assert {length for _, length in history} == {3}  # as configured, whether it pays or not
     assert most(history[-50:])[0] == HALF
@@ -132,7 +129,7 @@ def test_no_draft_reaches_past_the_end_of_the_text() -> None:
 
 def test_the_choice_and_what_else_was_looked_at_are_explained() -> None:
     world = World({LOW_BIT: 0.9, HALF: 0.3})
-    world.known.read(Agreement({e: 20 for e in range(1, LAYERS)}, 64))
+    world.known.read(Agreement(dict.fromkeys(range(1, LAYERS), 20), 64))
     auto = world.auto()
     world.play(auto, 100)
     stats = auto.stats
