@@ -54,12 +54,28 @@ class Found:
 
 
 @dataclass
+class _Trial:
+    """A proposal that is being compared with the text, which may come in several rounds."""
+
+    found: Found
+    right: int = 0
+
+    def is_over(self, came: Sequence[int]) -> bool:
+        """Compare with more of the text: whether a token differed, or all were right."""
+        for token in came:
+            if self.right == len(self.found.tokens) or token != self.found.tokens[self.right]:
+                return True
+            self.right += 1
+        return self.right == len(self.found.tokens)
+
+
+@dataclass
 class _RowText:
-    """What is known of one row's text, and what was last found for it."""
+    """What is known of one row's text, and the proposal for it that is on trial."""
 
     text: SuffixAutomaton
     corpus: Cursor | None
-    found: Found | None = None
+    trial: _Trial | None = None
 
 
 class Lookup:
@@ -102,20 +118,17 @@ class Lookup:
             cursor = None if self._corpus is None else Cursor(self._corpus)
             state = self._rows[row] = _RowText(SuffixAutomaton(), cursor)
         new = call.rows.committed(row, len(state.text))
-        if state.found is not None:
-            self._learn(state.found, new)
+        if state.trial is not None and state.trial.is_over(new):
+            self.rates.note(state.trial.found.match, state.trial.right)
+            state.trial = None
         for token in new:
             state.text.extend(token)
             if state.corpus is not None:
                 state.corpus.advance(token)
-        state.found = _longest(state, limit)
-        return state.found
-
-    def _learn(self, found: Found, came: Sequence[int]) -> None:
-        if found.tokens:
-            both = zip(found.tokens, came)  # noqa: B905 - either may be the longer one
-            right = next((i for i, (a, b) in enumerate(both) if a != b), min(len(found.tokens), len(came)))
-            self.rates.note(found.match, right)
+        found = _longest(state, limit)
+        if state.trial is None and found.tokens:
+            state.trial = _Trial(found)
+        return found
 
 
 def as_columns(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
