@@ -135,8 +135,9 @@ def measure(case: Case, loaded: Loaded, model: Any, options: argparse.Namespace)
     ids = tokenized(loaded.tokenizer, read_prompts(bundled_prompts()), options.prompt_tokens, options.prompts)
     workload = Workload(new_tokens=options.new_tokens, temperature=case.temperature, warm_up=1)
     described = {"model": case.name, "prompts": "benchmarks/prompts/code.jsonl"}
+    chosen = [c for c in contenders(exit_layer) if c.name in (options.contenders or [c.name])]
     with progress_bar(True) as advance:
-        report = run_comparison(model, contenders(exit_layer), ids, workload, loaded.pad, described, advance)
+        report = run_comparison(model, chosen, ids, workload, loaded.pad, described, advance)
     print(f"\n{case.name}\n{markdown_table(report)}", flush=True)
     data = report.as_dict() | {"fastest_ar": fastest_ar(report), "costs": costs(model)}
     return data | {"table": markdown_table(report)}
@@ -149,7 +150,8 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[Case, Loaded, Any]]:
         if options.only not in (None, name) or (name == "plain twin" and folder is None):
             continue
         loaded = load(folder, "bfloat16", "cpu", options.threads)
-        for shape in (None, options.shape) if options.shape != "none" else (None,):
+        shapes = [None] * (not options.skip_small) + [options.shape] * (options.shape != "none")
+        for shape in shapes:
             model = loaded.model if shape is None else inflate(loaded.model, SHAPES[shape])
             for temperature in (None, 0.8):
                 yield Case(name, shape, temperature), loaded, model
@@ -165,6 +167,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--twin", help="folder of the plain twin; left out when not given")
     parser.add_argument("--only", choices=("reference", "plain twin"), help="one of the two models")
     parser.add_argument("--shape", default="1b", choices=(*SHAPES, "none"), help="large shape, or none")
+    parser.add_argument("--contenders", nargs="*", help="only these; generate and an AR are needed")
+    parser.add_argument("--skip-small", action="store_true", help="inflated models only")
     parser.add_argument("--prompts", type=int, default=10)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)

@@ -46,6 +46,8 @@ class LowBitView:
         advance: Advance = lambda name: None,
         head: bool = True,
     ) -> None:
+        if bits != 4 and decoder.device.type != "cpu":
+            raise NothingToViewError(f"a view in {bits} bits is for CPUs; on a GPU there are 4")
         self.n_layers = n_layers
         self.bits = bits
         self._head = head
@@ -141,7 +143,7 @@ def _is_plain(module: nn.Module) -> bool:
         return False
     weight: Any = module.weight
     plain = type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point()
-    return plain and weight.device.type == "cpu"
+    return plain and weight.device.type in ("cpu", "cuda")
 
 
 def _matrix(module: nn.Module) -> tuple[Tensor, Tensor | None]:

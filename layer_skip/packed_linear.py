@@ -1,10 +1,11 @@
-"""A matrix in few bits and its product, through PyTorch's packed kernels."""
+"""A matrix in few bits and its product: PyTorch's packed kernels on a CPU, our own on a GPU."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layer_skip.rounding import Rounded, round_weights
+from selfspec_kernels.low_bit_product import low_bit_product, pack_levels, pack_scales
 
 _ROW_MULTIPLE = 16
 """PyTorch's packed products take outputs in multiples of this."""
@@ -34,8 +35,9 @@ class PackedLinear(nn.Module):
         height = -(-self.outputs // _ROW_MULTIPLE) * _ROW_MULTIPLE
         self.spare_inputs, self.spare_outputs = width - self.inputs, height - self.outputs
         padded = F.pad(weight, (0, self.spare_inputs, 0, self.spare_outputs)).contiguous()
+        self.on_gpu = weight.is_cuda
         if bits == 4:
-            self.packed, self.scales = _pack(round_weights(padded, bits, group))
+            self.packed, self.scales = _pack(round_weights(padded, bits, group), group, self.on_gpu)
         else:
             scales = (padded.float().abs().amax(dim=1) / 127).clamp_(min=1e-10).to(weight.dtype)
             self.packed = (padded.float() / scales.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
@@ -51,7 +53,9 @@ class PackedLinear(nn.Module):
         if self.spare_inputs:
             rows = F.pad(rows, (0, self.spare_inputs))
         rows = rows.contiguous()
-        if self.bits == 4:
+        if self.on_gpu:
+            out = low_bit_product(rows, self.packed, self.scales)
+        elif self.bits == 4:
             out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, self.scales)
         else:
             out = torch._weight_int8pack_mm(rows, self.packed, self.scales)
@@ -62,11 +66,12 @@ class PackedLinear(nn.Module):
         return out.view(*x.shape[:-1], self.outputs)
 
 
-def _pack(rounded: Rounded) -> tuple[Tensor, Tensor]:
-    """The layout of PyTorch's CPU kernel: packed levels, and [K / group, N, 2] scales and offsets."""
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(rounded.q.int(), 1)
-    scales = torch.stack([rounded.scale, rounded.offset], dim=-1).transpose(0, 1).contiguous()
-    return packed, scales
+def _pack(rounded: Rounded, group: int, on_gpu: bool) -> tuple[Tensor, Tensor]:
+    """Packed levels in the layout of the device's kernel, and [K / group, N, 2] scales and offsets."""
+    scales = pack_scales(rounded.scale, rounded.offset)
+    if on_gpu:
+        return pack_levels(rounded.q, group), scales
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(rounded.q.int(), 1), scales
 
 
 def packed_bytes(weight: Tensor, bits: int, group: int) -> int:
@@ -76,4 +81,6 @@ def packed_bytes(weight: Tensor, bits: int, group: int) -> int:
     if bits == 8:
         return height * (-(-inputs // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE + element_size)
     groups = -(-inputs // group)
+    if weight.is_cuda:  # two groups share their bytes
+        return height * (-(-groups // 2) * group + groups * 2 * element_size)
     return height * groups * (group // 2 + 2 * element_size)

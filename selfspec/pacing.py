@@ -47,6 +47,8 @@ class PayCheck:
     length: int
     warmup: int = 3
     """Plain rounds at the start, as long as the plain speed is not known."""
+    delay: int = 0
+    """Rounds with K before those: the first round after a prefill is slower than others."""
     trial: int = 8
     """Rounds with K before the first verdict."""
     retrial: int = 4
@@ -61,7 +63,8 @@ class PayCheck:
     _resting: int = 0
 
     def draft_length(self, remaining: int) -> int:
-        if self._resting or self.plain.rounds < self.warmup:
+        warming = self.plain.rounds < self.warmup and self._drafting.rounds >= self.delay
+        if self._resting or warming:
             return 0
         return min(self.length, remaining - 1)
 

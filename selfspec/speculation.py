@@ -22,7 +22,7 @@ from selfspec.tuning.costs import WIDTHS, time_passes
 from selfspec.tuning.knowledge import LONGEST, Arm, Knowledge
 from selfspec.tuning.reading import Reading, affordable_samples
 
-_READING_SHARE = 0.01
+_READING_SHARE = 0.02
 """Share of a call's expected time that reading the exits along its prompt may take."""
 _WORTHWHILE_VIEW = 0.75
 """A view is made for "auto" when its layer takes at most this share of the model's own."""
@@ -130,7 +130,7 @@ class Speculation:
             plain=self._plain(),
             lengths=range(LONGEST + 1) if measured else [int(config.draft_length)],
             lookup=Lookup(self.knowledge.matches[sampled], self._corpus) if free else None,
-            check=PayCheck(1, warmup=1, plain=self._plain_speed(n)) if measured else FixedLength(1),
+            check=PayCheck(1, warmup=1, delay=2, plain=self._plain_speed(n)) if measured else FixedLength(1),
             shapes=shapes,
             rows=n,
             sampled=sampled,
@@ -174,6 +174,8 @@ class Speculation:
 
     def _view_pays(self, decoder: LayeredDecoder) -> bool:
         """Whether a layer in few bits is so fast here that it is worth its memory; tries the first."""
+        if decoder.device.type != "cpu":
+            return False  # the GPU kernel has not been measured yet: only where it is asked for
         try:
             first = LowBitView(decoder, 1, self.config.draft_bits, head=False)
         except NothingToViewError:

@@ -14,12 +14,18 @@ Advance = Callable[[str, int], None]
 """Told what is about to be measured, and how many calls there are in all."""
 
 
+_ENOUGH = 128
+"""New tokens after which "auto" has read the exits and tried some."""
+
+
 def resolve_exit_layer(model: Any, settings: Mapping[str, Any], prompt: Sequence[int], pad: int) -> int:
     """The exit layer that early exit uses on this prompt, "auto" measured."""
     own = {name: value for name, value in settings.items() if name in ("exit_layer", "draft_length")}
     contender = Contender("probe", "", {**own, "draft": "early_exit"})
     batch = batches_of([prompt], 1, pad, model.device)[0]
-    exit_layer = run_once(bind(model, contender), contender, batch, Workload(new_tokens=2), pad).exit_layer
+    exit_layer = run_once(
+        bind(model, contender), contender, batch, Workload(new_tokens=_ENOUGH), pad
+    ).exit_layer
     return exit_layer or 1
 
 

@@ -62,17 +62,15 @@ def expand_while_sure(
     tokens: list[Tensor] = []
     seconds: list[Tensor] = []
     chosen = token.new_empty(len(token), 0)
-    going = torch.ones_like(token, dtype=torch.bool)
     stop.open(call.rows)
     for level in chain(longest).levels:
         scores = call.processors(read(token[:, None], level), call.rows, chosen, [range(len(tokens))])
         values, best = call.mode.noisy(scores, level.depth)[:, 0].topk(2, dim=-1)
         token = best[:, 0]
-        tokens.append(token.masked_fill(~going, NOTHING))
-        seconds.append(best[:, 1].masked_fill(~going, NOTHING))
+        tokens.append(token)
+        seconds.append(best[:, 1])
         chosen = torch.stack(tokens, dim=1)
-        going = going & torch.tensor(stop.going(token, values), device=token.device)
-        if not bool(going.any()):
+        if not stop.going(token, values):
             break
     tree = forked(len(tokens), tuple(stop.unsure) if siblings else ())
     parts = [chosen, *(seconds[depth][:, None] for depth in (stop.unsure if siblings else ()))]

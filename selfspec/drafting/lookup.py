@@ -16,28 +16,32 @@ TOKENS_PER_MATCHED = 2
 """A draft is at most this many times as long as the match that it follows."""
 _BUCKETS = (1, 2, 3, 5, 8, 13, 21)
 """Match lengths from which on a match counts as a better one."""
-_PRIOR_ACCEPTED = (0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.92)
+_PRIOR_RIGHT = (0.4, 0.8, 1.5, 3.0, 5.0, 8.0, 11.0)
 _PRIOR_WEIGHT = 4.0
 _FORGETTING = 0.98
 
 
 @dataclass
 class MatchRates:
-    """How often looked-up tokens turned out right, by the length of the match before them."""
+    """How many looked-up tokens turned out right, by the length of the match before them.
 
-    accepted: list[float] = field(default_factory=lambda: [p * _PRIOR_WEIGHT for p in _PRIOR_ACCEPTED])
-    tested: list[float] = field(default_factory=lambda: [_PRIOR_WEIGHT] * len(_BUCKETS))
+    Counted by draft, not by token: after a first token that was right the others are far likelier to be right
+    too, so the mean chance of a token says little of how far a draft reaches.
+    """
 
-    def chance(self, match: int) -> float:
-        """Chance that a token after a match of this length is right, given that those before it were."""
+    right: list[float] = field(default_factory=lambda: [n * _PRIOR_WEIGHT for n in _PRIOR_RIGHT])
+    drafts: list[float] = field(default_factory=lambda: [_PRIOR_WEIGHT] * len(_BUCKETS))
+
+    def expected(self, match: int, length: int) -> float:
+        """Tokens that will be right of `length` ones after a match of this length."""
         bucket = _bucket(match)
-        return min(self.accepted[bucket] / self.tested[bucket], 0.99)
+        return min(self.right[bucket] / self.drafts[bucket], length)
 
-    def note(self, match: int, right: int, wrong: int) -> None:
-        """Tokens that the text confirmed, and whether it then differed (0 or 1)."""
+    def note(self, match: int, right: int) -> None:
+        """So many tokens of a draft were right."""
         bucket = _bucket(match)
-        self.accepted[bucket] = self.accepted[bucket] * _FORGETTING + right
-        self.tested[bucket] = self.tested[bucket] * _FORGETTING + right + wrong
+        self.right[bucket] = self.right[bucket] * _FORGETTING + right
+        self.drafts[bucket] = self.drafts[bucket] * _FORGETTING + 1
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,28 @@ class Found:
 
 
 @dataclass
+class _Trial:
+    """A proposal that is being compared with the text, which may come in several rounds."""
+
+    found: Found
+    right: int = 0
+
+    def is_over(self, came: Sequence[int]) -> bool:
+        """Compare with more of the text: whether a token differed, or all were right."""
+        for token in came:
+            if self.right == len(self.found.tokens) or token != self.found.tokens[self.right]:
+                return True
+            self.right += 1
+        return self.right == len(self.found.tokens)
+
+
+@dataclass
 class _RowText:
-    """What is known of one row's text, and what was last found for it."""
+    """What is known of one row's text, and the proposal for it that is on trial."""
 
     text: SuffixAutomaton
     corpus: Cursor | None
-    found: Found | None = None
+    trial: _Trial | None = None
 
 
 class Lookup:
@@ -98,22 +118,17 @@ class Lookup:
             cursor = None if self._corpus is None else Cursor(self._corpus)
             state = self._rows[row] = _RowText(SuffixAutomaton(), cursor)
         new = call.rows.committed(row, len(state.text))
-        if state.found is not None:
-            self._learn(state.found, new)
+        if state.trial is not None and state.trial.is_over(new):
+            self.rates.note(state.trial.found.match, state.trial.right)
+            state.trial = None
         for token in new:
             state.text.extend(token)
             if state.corpus is not None:
                 state.corpus.advance(token)
-        state.found = _longest(state, limit)
-        return state.found
-
-    def _learn(self, found: Found, came: Sequence[int]) -> None:
-        right = next((i for i, (a, b) in enumerate(zip(found.tokens, came)) if a != b), None)  # noqa: B905
-        if right is None:
-            right = min(len(found.tokens), len(came))
-            self.rates.note(found.match, right, 0)
-        else:
-            self.rates.note(found.match, right, 1)
+        found = _longest(state, limit)
+        if state.trial is None and found.tokens:
+            state.trial = _Trial(found)
+        return found
 
 
 def as_columns(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:

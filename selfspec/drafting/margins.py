@@ -6,7 +6,6 @@ margin tells more than the token's probability: an unlikely token that the noise
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -76,18 +75,19 @@ class MarginStop:
         self._chances = [1.0] * len(rows.active)
         self.unsure = []
 
-    def going(self, tokens: Tensor, values: Tensor) -> Sequence[bool]:
-        """Which rows draft on, after tokens [B] whose two best scores are values [B, 2]."""
+    def going(self, tokens: Tensor, values: Tensor) -> bool:
+        """Whether to draft on after tokens [B], whose two best scores are values [B, 2].
+
+        The rows of a batch draft together, so it is their mean chance that another pass has to be worth.
+        """
         margins = (values[:, 0] - values[:, 1]).tolist()
-        drafted = list(self._drafted.values())
-        depth, unsure = max(len(row) for _, row, _ in drafted), False  # of the rows that still draft
-        for i, (token, margin) in enumerate(zip(tokens.tolist(), margins, strict=True)):
-            if self._chances[i] >= self.least or depth == 0:
-                drafted[i][1].append(token)
-                drafted[i][2].append(margin)
-                chance = self.rates.chance(margin)
-                unsure |= chance < _UNSURE
-                self._chances[i] *= chance
-        if unsure:
+        chances = [self.rates.chance(margin) for margin in margins]
+        depth = 0
+        for i, (_, drafted, seen) in enumerate(self._drafted.values()):
+            depth = len(drafted)
+            drafted.append(int(tokens[i]))
+            seen.append(margins[i])
+            self._chances[i] *= chances[i]
+        if min(chances) < _UNSURE:
             self.unsure.append(depth)
-        return [chance >= self.least for chance in self._chances]
+        return sum(self._chances) / len(self._chances) >= self.least

@@ -89,7 +89,12 @@ class Knowledge:
             self.agreement[exit_layer] = self.agreement.get(exit_layer, 0) + count
 
     def margin_rates(self, arm: Arm, sampled: bool) -> MarginRates:
-        return self.margins.setdefault((arm, sampled), MarginRates())
+        if (arm, sampled) not in self.margins:
+            known = [rates for (_, kind), rates in self.margins.items() if kind == sampled]
+            # What margins are worth differs little between exits: begin with those that were used most.
+            most = max(known, key=lambda rates: sum(rates.tested), default=MarginRates())
+            self.margins[arm, sampled] = MarginRates(list(most.accepted), list(most.tested))
+        return self.margins[arm, sampled]
 
     def tally(self, arm: Arm, sampled: bool) -> Tally:
         return self.tallies.setdefault((arm, sampled), Tally())

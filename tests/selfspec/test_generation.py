@@ -368,10 +368,10 @@ def test_custom_generate_on_a_wrapped_model_uses_its_settings(wrapped: Any) -> N
     assert wrapped.speculation.stats.exit_layer == 2
 
 
-def test_custom_generate_refuses_a_model_that_it_does_not_know() -> None:
+def test_custom_generate_refuses_a_model_that_cannot_roll_back() -> None:
     model = tiny_model("llama")
-    model.config.model_type = "mystery"
-    with pytest.raises(selfspec.UnsupportedModelError, match="no row for model_type='mystery'"):
+    model.config.model_type = "mamba"
+    with pytest.raises(selfspec.UnsupportedModelError, match="recurrent state"):
         model.generate(**ONE, max_new_tokens=3, custom_generate=selfspec.generate)
 
 

@@ -100,10 +100,10 @@ def test_proposals_are_compared_with_the_text_that_came_whether_they_were_used_o
     call.rows.append(0, [4, 5, 7])
     lookup.find(call, 4)
     bucket = 2  # matches of 3 and 4
-    assert rates.accepted[bucket] == pytest.approx(untouched.accepted[bucket] * 0.98 + 2)
-    assert rates.tested[bucket] == pytest.approx(untouched.tested[bucket] * 0.98 + 3)  # two right, one wrong
-    others = [i for i in range(len(rates.tested)) if i != bucket]
-    assert [rates.tested[i] for i in others] == [untouched.tested[i] for i in others]
+    assert rates.right[bucket] == pytest.approx(untouched.right[bucket] * 0.98 + 2)
+    assert rates.drafts[bucket] == pytest.approx(untouched.drafts[bucket] * 0.98 + 1)
+    others = [i for i in range(len(rates.drafts)) if i != bucket]
+    assert [rates.drafts[i] for i in others] == [untouched.drafts[i] for i in others]
 
 
 def test_tokens_that_have_not_come_yet_are_neither_right_nor_wrong() -> None:
@@ -113,22 +113,29 @@ def test_tokens_that_have_not_come_yet_are_neither_right_nor_wrong() -> None:
     lookup.find(call, 4)
     call.rows.append(0, [4])
     lookup.find(call, 4)
-    assert rates.tested[2] == pytest.approx(untouched.tested[2] * 0.98 + 1)
-    assert rates.accepted[2] == pytest.approx(untouched.accepted[2] * 0.98 + 1)
+    assert rates == untouched  # the draft is still on trial
+    call.rows.append(0, [5])
+    lookup.find(call, 4)
+    assert rates == untouched
+    call.rows.append(0, [8])
+    lookup.find(call, 4)
+    assert rates.drafts[2] == pytest.approx(untouched.drafts[2] * 0.98 + 1)
+    assert rates.right[2] == pytest.approx(untouched.right[2] * 0.98 + 2)
 
 
-def test_rates_follow_what_was_seen_and_stay_below_certainty() -> None:
+def test_rates_follow_how_far_drafts_reached() -> None:
     rates = MatchRates()
-    start = [rates.chance(match) for match in (1, 2, 3, 5, 8, 13, 21)]
+    start = [rates.expected(match, 15) for match in (1, 2, 3, 5, 8, 13, 21)]
     assert start == sorted(start)  # a longer match is the better one, before anything is known
-    assert rates.chance(4) == rates.chance(3)
-    assert rates.chance(500) == rates.chance(21)
+    assert rates.expected(4, 15) == rates.expected(3, 15)
+    assert rates.expected(500, 15) == rates.expected(21, 15)
     for _ in range(300):
-        rates.note(3, 3, 0)
-        rates.note(8, 0, 1)
-    assert rates.chance(3) == 0.99
-    assert rates.chance(8) < 0.05
-    assert rates.chance(1) == start[0]
+        rates.note(3, 6)
+        rates.note(8, 0)
+    assert rates.expected(3, 15) == pytest.approx(6, abs=0.05)
+    assert rates.expected(3, 4) == 4  # no more than were drafted
+    assert rates.expected(8, 15) < 0.05
+    assert rates.expected(1, 15) == start[0]
 
 
 def test_rows_without_a_draft_are_filled_up_with_nothing() -> None:
@@ -154,10 +161,10 @@ def test_found_drafts_run_no_layer_until_they_are_verified(llama: Any) -> None:
 def test_matches_of_one_call_teach_the_next(llama: Any) -> None:
     selfspec.wrap(llama, draft="lookup", draft_length=4)
     rates = llama.speculation.knowledge.matches
-    before = [list(rates[sampled].tested) for sampled in (False, True)]
+    before = [list(rates[sampled].drafts) for sampled in (False, True)]
     llama.generate(torch.tensor([[*range(10, 20)] * 3]), max_new_tokens=20)
-    assert rates[False].tested != before[0]
-    assert rates[True].tested == before[1]  # sampled text is another matter
+    assert rates[False].drafts != before[0]
+    assert rates[True].drafts == before[1]  # sampled text is another matter
 
 
 def test_the_corpus_of_the_settings_is_followed(llama: Any) -> None:

@@ -1,0 +1,161 @@
+"""Runs the low-bit kernels in Triton's interpreter and prints what came out, as JSON; no test by itself.
+
+The interpreter is chosen when a kernel's module is imported, so this has a process of its own:
+
+    TRITON_INTERPRET=1 python low_bit_interpreted.py
+
+For every case, the dtype and the error over the reference, relative to the largest output. For every mutation
+of the kernels' source the error, which must be large.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from selfspec_kernels import low_bit_kernels, low_bit_launch
+from selfspec_kernels.low_bit_product import low_bit_product, pack_levels, pack_scales, reference_product
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+CASES: dict[str, tuple[torch.dtype, int, int, int, int, int, bool]] = {
+    # dtype, rows, outputs, inputs, group, splits, bias
+    "one row, one group": (BF16, 1, 40, 32, 32, 1, True),
+    "two rows, odd number of groups": (BF16, 2, 33, 96, 32, 1, False),
+    "five rows, two steps": (BF16, 5, 33, 608, 32, 1, True),
+    "two splits of two steps, the second cut short": (BF16, 2, 20, 1120, 32, 2, True),
+    "three rows, groups of 128, a split with nothing to do": (BF16, 3, 50, 384, 128, 3, True),
+    "sixteen rows, fewer outputs than a block": (BF16, 16, 7, 384, 64, 1, True),
+    "more rows than a block": (FP16, 18, 33, 128, 64, 1, True),
+    "fp16, one output": (FP16, 3, 1, 576, 32, 1, False),
+    "fp32, one row": (FP32, 1, 17, 608, 32, 1, True),
+    "fp32, five rows, groups of 64, splits": (FP32, 5, 33, 192, 64, 2, True),
+    "fp32, three rows, groups of 128": (FP32, 3, 16, 384, 128, 1, False),
+}
+MUTATIONS: dict[str, tuple[str, str, str]] = {
+    # case, source, what it becomes
+    "no offset": ("one row, one group", "tl.fma(scale, -(BASE + 8.0), offset)", "scale * -(BASE + 8.0)"),
+    "zero level": ("one row, one group", "-(BASE + 8.0)", "-BASE"),
+    "high nibbles twice": ("two rows, odd number of groups", "(bytes & 15)", "(bytes >> 4)"),
+    "odd scales for even groups": (
+        "two rows, odd number of groups",
+        "even = tl.load(pairs_ptrs, mask",
+        "even = tl.load(pairs_ptrs + N, mask",
+    ),
+    "scales of the first step": ("five rows, two steps", "even = next_even", "pass"),
+    "inputs beyond the last group": (
+        "two rows, odd number of groups",
+        "mask=row_in & (group + 1 < groups)[:, None, None]",
+        "mask=row_in & (group < groups)[:, None, None]",
+    ),
+    "every split the first": (
+        "two splits of two steps, the second cut short",
+        "tl.program_id(1) * steps",
+        "0 * steps",
+    ),
+    "one split is not added": ("two splits of two steps, the second cut short", "range(splits)", "range(1)"),
+    "bias twice": (
+        "fp32, one row",
+        "total += tl.load(bias_ptr + n,",
+        "total += 2 * tl.load(bias_ptr + n,",
+    ),
+    "offsets of fp32": ("fp32, one row", "scales_ptrs + 1", "scales_ptrs"),
+}
+_GUARD = 512
+
+
+def guarded(tensor: torch.Tensor, value: float) -> torch.Tensor:
+    """The tensor between elements that spoil what reads them."""
+    whole = torch.full((tensor.numel() + 2 * _GUARD,), value, dtype=tensor.dtype)
+    inner = whole[_GUARD:-_GUARD].view(tensor.shape)
+    inner.copy_(tensor)
+    return inner
+
+
+def operands(case: str) -> tuple[list[torch.Tensor | None], int]:
+    """x, packed levels, scales and bias of a case, and its splits."""
+    dtype, m, n, k, group, splits, bias = CASES[case]
+    draw = torch.Generator().manual_seed(len(case))
+    q = torch.randint(0, 16, (n, k), dtype=torch.uint8, generator=draw)
+    scale = (torch.rand(n, k // group, generator=draw) * 0.1 + 0.01).to(dtype)
+    offset = torch.randn(n, k // group, generator=draw).mul_(0.2).to(dtype)
+    nan = float("nan")
+    x = guarded(torch.randn(m, k, generator=draw).to(dtype), nan)
+    scales = guarded(pack_scales(scale, offset), nan)
+    b = guarded(torch.randn(n, generator=draw).to(dtype), nan) if bias else None
+    return [x, guarded(pack_levels(q, group), 255), scales, b], splits
+
+
+def error(case: str, launch: ModuleType) -> float:
+    """Largest difference to the reference over the largest output; infinity where an output is not finite."""
+    tensors, splits = operands(case)
+    x, packed, scales, _ = tensors
+    group = x.shape[1] // len(scales)
+    chosen = launch.plan(len(x), len(packed), x.shape[1], group, x.dtype, 132)
+    out = launch.product(*tensors, replace(chosen, splits=splits)).float()
+    expected = reference_product(*tensors).float()
+    relative = (out - expected).abs().max() / expected.abs().max()
+    return float(relative) if out.isfinite().all() else float("inf")
+
+
+def mutated(source: str, becomes: str, number: int, folder: Path) -> ModuleType:
+    """The launch module over kernels in which every occurrence of `source` was replaced."""
+    text = Path(low_bit_kernels.__file__).read_text(encoding="utf-8")
+    if source not in text:
+        raise ValueError(f"the kernels have no {source!r} to mutate")
+    path = folder / f"mutated_{number}.py"  # Triton reads a kernel's source from its file
+    path.write_text(text.replace(source, becomes), encoding="utf-8")
+    kernels = loaded(path)
+    launch = loaded(Path(low_bit_launch.__file__))
+    for name in ("dot_kernel", "sum_kernel", "add_kernel"):
+        setattr(launch, name, getattr(kernels, name))
+    return launch
+
+
+def loaded(path: Path) -> ModuleType:
+    """A second copy of a module."""
+    name = f"copy_of_{path.stem}_{next(_COPIES)}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_COPIES = count()
+
+
+def poisoned(make: Any) -> Any:
+    """`torch.empty` with NaN in it: an output that nobody writes shows."""
+    return lambda *size, **options: make(*size, **options).fill_(float("nan"))
+
+
+def main() -> None:
+    """Print errors by case and by mutation."""
+    torch.set_num_threads(1)
+    torch.empty = poisoned(torch.empty)
+    found: dict[str, dict[str, Any]] = {"cases": {}, "mutations": {}}
+    for case in CASES:
+        found["cases"][case] = {"dtype": str(CASES[case][0]), "error": error(case, low_bit_launch)}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (name, (case, source, becomes)) in enumerate(MUTATIONS.items()):
+            found["mutations"][name] = error(case, mutated(source, becomes, number, Path(folder)))
+    (x, *rest), _ = operands("one row, one group")
+    out = low_bit_product(x[None], *rest, backend="triton")
+    found["dispatched"] = {
+        "shape": list(out.shape),
+        "equal": torch.equal(out[0], low_bit_launch.product(x, *rest)),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
