@@ -342,11 +342,10 @@ def test_what_calls_learn_is_kept_for_the_next_ones_and_for_no_other_model(llama
     selfspec.wrap(llama)
     llama.generate(**random_prompts(40), max_new_tokens=120)
     knowledge = llama.speculation.knowledge
-    seen = sum(tally.tested for tally in knowledge.tallies.values()) + sum(knowledge.matches[False].tested)
+    assert knowledge.plain[1].rounds > 0
     llama.generate(**random_prompts(40), max_new_tokens=120)
     assert llama.speculation.knowledge is knowledge
     assert not knowledge.tallies or all(not sampled for _, sampled in knowledge.tallies)
-    assert seen > 0
     other = copy.deepcopy(llama)
     other.generate(**REQUEST)
     assert other.speculation.knowledge is not knowledge

@@ -73,17 +73,15 @@ def costed(llama: Any) -> Any:
 
 
 def test_a_long_call_reads_and_a_short_one_does_not(costed: Any) -> None:
-    """At most 1% of the call's expected time, which is a third of plain decoding."""
+    """At most 2% of the call's expected time, which is a third of plain decoding."""
     costed.speculation._knowledge.exact = PassCosts((0.225,) * 6, (0.1,) * 5 + (0.096,))  # 3 ms a position
     assert read_positions(costed, new_tokens=12) == [0]
-    assert read_positions(costed, new_tokens=40) == [11]  # 4 heads x 11 x 3 ms, of 40 s / 3
+    assert read_positions(costed, new_tokens=40) == [22]  # 4 heads x 22 x 3 ms, of 40 s / 3
 
 
 def test_what_is_read_costs_at_most_its_share_and_ends_when_enough_is_known(costed: Any) -> None:
     costed.speculation._knowledge.exact = PassCosts((0.225,) * 6, (0.1,) * 5 + (0.0032,))
     known = read_positions(costed, new_tokens=40, calls=5)
-    first = affordable_samples(0.01 * 40 * 1.0 / 3, 0.0001, LAYERS)
-    assert known[0] == first == SAMPLES
     assert known == [SAMPLES, 2 * SAMPLES] + [2 * SAMPLES] * 3
 
 
