@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from selfspec.call import Call
+from selfspec.drafting.stopping import StopRule
 from selfspec.round import Draft, Round
 
 
@@ -14,11 +15,14 @@ class EarlyExit:
         exit_layer: E.
         confidence_threshold: a row stops drafting after a token whose probability under the draft is below
             this. The token itself is still verified, so the text is unbiased in every mode.
+        stop: a rule of another kind, instead of the threshold.
     """
 
-    def __init__(self, exit_layer: int, confidence_threshold: float = 0.0) -> None:
+    def __init__(
+        self, exit_layer: int, confidence_threshold: float = 0.0, stop: StopRule | None = None
+    ) -> None:
         self.exit_layer = exit_layer
-        self.confidence_threshold = confidence_threshold
+        self.stop = StopRule((confidence_threshold,)) if confidence_threshold and stop is None else stop
 
     def draft(self, call: Call, round_: Round) -> Draft:
         """Draft up to `round_.length` tokens, keeping the hidden state of each at the exit layer."""
@@ -26,6 +30,7 @@ class EarlyExit:
         drafted = torch.full_like(token, round_.length)
         tokens: list[Tensor] = []
         hidden = [self._early_layers(call, round_, token, 0)]
+        worth: Tensor | None = None
         while len(tokens) < round_.length:
             step = len(tokens)
             logits = call.decoder.logits(hidden[-1])[:, :1]
@@ -34,9 +39,9 @@ class EarlyExit:
             tokens.append(token)
             call.processors.note(token, call.rows, step)
             hidden.append(self._early_layers(call, round_, token, step + 1))
-            if self.confidence_threshold:
-                confidence = scores.softmax(dim=-1).gather(1, token[:, None])[:, 0]
-                stopped = (confidence < self.confidence_threshold) & (drafted == round_.length)
+            if self.stop is not None:
+                worth = self.stop.worth(worth, confidence_of(token, scores), step)
+                stopped = self.stop.stops(worth, step) & (drafted == round_.length)
                 drafted = torch.where(stopped, step + 1, drafted)
                 if bool((drafted <= step + 1).all()):
                     break
@@ -56,3 +61,8 @@ class EarlyExit:
         span = round_.span.narrow(step, round_.step_width)
         hidden = call.decoder.embed(token[:, None].expand(-1, span.width), span)
         return call.decoder.run(hidden, 0, self.exit_layer, span, call.cache.window(span))
+
+
+def confidence_of(token: Tensor, scores: Tensor) -> Tensor:
+    """The draft's own probability [B] of token [B] under processed scores [B, V]."""
+    return scores.softmax(dim=-1).gather(1, token[:, None])[:, 0]
