@@ -32,6 +32,9 @@ class SpeculationConfig:
     """Stop drafting after a token whose probability under the draft is below this (0: never)."""
     deterministic: bool = True
     """Compute at shapes whose rows do not depend on the shape, so that rounding never changes the text."""
+    profile: Any = None
+    """One profile, a file of one, or several of either (`selfspec tune`); None takes those kept for this
+    model, an empty list none. Used where exit layer and draft length are "auto"."""
     strict: bool = False
     """Raise where a generate option cannot be speculated, instead of using the model's own generate."""
 

@@ -14,6 +14,8 @@ from selfspec.rows import Rows
 from selfspec.shapes import FASTEST, ShapePlan, probe
 from selfspec.stats import Stats
 from selfspec.tuning.first_call import Choice, Measurement, best, measure
+from selfspec.tuning.following import follow
+from selfspec.tuning.profile import Profile, ProfileError, named
 
 
 class Speculation:
@@ -25,6 +27,9 @@ class Speculation:
         """Of the last call."""
         self.total = Stats()
         """Summed over all calls."""
+        self.profiles: dict[str, Profile] = {}
+        """By workload, the newest last."""
+        self._model: Any = None
         self._measurement: Measurement | None = None
         self._seen: dict[bool, dict[int, tuple[int, int]]] = {False: {}, True: {}}
         """Draft tokens accepted and looked at by exit layer, of greedy and of sampled calls."""
@@ -36,11 +41,47 @@ class Speculation:
         """The shapes to compute at, probed once per shape, dtype and device."""
         return probe(decoder) if self.config.deterministic else FASTEST
 
+    def attach(self, model: Any, profiles: dict[str, Profile]) -> None:
+        """Take up the model that `tune` works on, and its profiles."""
+        self._model = model
+        self.profiles = profiles
+
+    def tune(self, prompts: Any, *, workload: str = "default", **options: Any) -> Profile:
+        """Choose exit layer, draft length and stop rule for a workload, and use them from now on.
+
+        Args:
+            prompts: token ids, a list per prompt; or texts, with `tokenizer=`.
+            workload: a name to call it by in `generate(..., workload=)`.
+            options: those of `selfspec.tuning.tune.tune` (max_new_tokens, batch, limits, generate_arguments
+                and more), and `save`: a file for the profile, or None to keep it in memory only; by default
+                it goes where `wrap` finds it by itself.
+
+        Raises:
+            ValueError: no prompts, or none that fits the model.
+            OSError: the file named by `save` cannot be written; nothing has been measured yet.
+        """
+        from selfspec.tuning.session import tune_model  # it drives the engine, which needs this module
+
+        tuned = tune_model(self._model, prompts, workload=workload, config=self.config, **options)
+        with self._lock:
+            self.profiles = {**self.profiles, workload: tuned.profile}
+        return tuned.profile
+
     def strategy(
-        self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan, sampled: bool
+        self,
+        decoder: LayeredDecoder,
+        rows: Rows,
+        shapes: ShapePlan,
+        sampled: bool,
+        workload: str | None = None,
     ) -> tuple[Drafter, Pacer, Stats]:
         """Drafter and pacer of a call, and statistics that say what was chosen and why."""
         config = self.config
+        profile = self._profile(sampled, workload)
+        if profile is not None:
+            drafter, following, stats = follow(profile, rows, not sampled or config.acceptance == "coupled")
+            stats.shapes = self._describe(shapes)
+            return drafter, following, stats
         exit_layer, draft_length, reason = config.exit_layer, config.draft_length, "as configured"
         if draft_length == 0:
             exit_layer = 1 if exit_layer == "auto" else exit_layer
@@ -54,6 +95,19 @@ class Speculation:
             exit_layer=exit_layer, draft_length=draft_length, choice=reason, shapes=self._describe(shapes)
         )
         return EarlyExit(exit_layer, config.confidence_threshold), pacer, stats
+
+    def _profile(self, sampled: bool, workload: str | None) -> Profile | None:
+        """The profile of a call: the one asked for, or the newest of the call's kind of decoding."""
+        fixed = self.config.exit_layer != "auto" or self.config.draft_length != "auto"
+        if workload is not None:
+            if fixed:
+                raise ProfileError(
+                    f"workload={workload!r} cannot be used with a fixed exit_layer or draft_length: "
+                    f"leave both at 'auto'"
+                )
+            return named(self.profiles, workload)
+        alike = [profile for profile in self.profiles.values() if profile.sampled == sampled]
+        return alike[-1] if alike and not fixed else None
 
     def _plain_speed(self, rows: int) -> Rate:
         with self._lock:

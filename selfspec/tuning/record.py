@@ -1,8 +1,8 @@
 """Record: one plain pass per prompt along the target's own text, with every exit read on the way.
 
 The engine itself runs it, with a drafter that drafts nothing. So the prompts are prefilled, the scores
-processed, the noise keyed and the passes shaped exactly as they are when an exit drafts: at width `step_width`,
-from hidden states that the target's own layers computed. That is what makes replay exact.
+processed, the noise keyed and the passes shaped exactly as they are when an exit drafts: at width
+`step_width`, from hidden states that the target's own layers computed. That is what makes replay exact.
 """
 
 from __future__ import annotations

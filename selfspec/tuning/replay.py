@@ -1,9 +1,9 @@
 """Replay: the rounds that any setting would have made, from one recording. Pure functions of tensors.
 
-What an exit predicts at a position depends only on the tokens before it, and every drafted token before the
-first rejection is the committed text. So rounds and accepted counts follow exactly from the recording, for
-coupled sampling as for greedy. Only one thing does not: how many more tokens a stop rule lets a row draft after
-its first wrong one. Those are never accepted; their count is bounded and estimated.
+What an exit predicts at a position depends only on the tokens before it, and every drafted token before
+the first rejection is the committed text. So rounds and accepted counts follow exactly from the recording,
+for coupled sampling as for greedy. Only one thing does not: how many more tokens a stop rule lets a row
+draft after its first wrong one. Those are never accepted; their count is bounded and estimated.
 """
 
 from __future__ import annotations
