@@ -50,6 +50,7 @@ def agreement(axes: Any, tuned: Tuned) -> None:
     """How often each exit chooses what the target chooses."""
     axes.plot(tuned.recording.exits, tuned.recording.agreement, "o-")
     axes.axvline(tuned.profile.setting.exit_layer, color="red", linewidth=0.8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="exit layer E", ylabel="agreement", ylim=(0, 1.02), title="agreement by exit")
     axes.grid(alpha=0.3)
 

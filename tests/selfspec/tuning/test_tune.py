@@ -288,6 +288,22 @@ def test_tuning_interrupted_leaves_nothing_behind(llama: Any, tmp_path: Path, st
     assert torch.equal(llama.generate(**REQUEST), own_generate(llama, **REQUEST))
 
 
+def test_in_bf16_the_controller_leaves_sampled_text_as_it_is(
+    reference_model_bf16: Any, held_out_prompts: list[list[int]]
+) -> None:
+    model, prompt = reference_model_bf16, held_out_prompts[40]
+    sampling = {"do_sample": True, "temperature": 0.8, "top_k": 0}
+    quick = {"max_new_tokens": 12, "repeats": 1, "longest": 3, "generate_arguments": sampling}
+    profile = tune(model, [prompt[:40], prompt[5:45]], workload="code", **quick).profile
+    request = {"max_new_tokens": 40, "pad_token_id": 0, **sampling}
+    texts = []
+    for settings in ({"draft_length": 0}, {"profile": replace(profile, setting=Setting(3, 4, 0.2))}):
+        torch.manual_seed(5)
+        texts.append(selfspec.wrap(model, **settings).generate(torch.tensor([prompt]), **request))
+        selfspec.unwrap(model)
+    assert torch.equal(*texts)
+
+
 def test_other_exits_are_read_without_changing_text_or_counts_of_the_recording(llama: Any) -> None:
     recording = record(llama, PROMPTS, max_new_tokens=40)
     setting = Setting(2, 3)
