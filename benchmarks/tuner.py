@@ -12,6 +12,7 @@ results. Run it on a machine that does nothing else; it takes about 45 minutes t
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -126,10 +127,18 @@ def single_setting(judged: dict[str, list[Comparison]]) -> dict[str, Any]:
 
 def useless_exits(loaded: Loaded, prompts: list[list[int]], new_tokens: int, repeats: int) -> float:
     """Speed over AR, everything on, of the bundled shape with random weights: median of paired runs."""
-    config = loaded.model.config
-    with torch.random.fork_rng():
+    config = copy.deepcopy(loaded.model.config)
+    config.tie_word_embeddings = False
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        model: Any = type(loaded.model)(config).to(loaded.model.dtype).eval()
+        model: Any = type(loaded.model)(config)
+        # As it is initialised, a model repeats one token and all its exits agree on it: draw larger weights.
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.normal_(std=2 * module.in_features**-0.5)
+            elif isinstance(module, torch.nn.Embedding):
+                module.weight.normal_()
+        model = model.to(loaded.model.dtype).eval()
     tuned = tune(model, prompts, workload="useless", max_new_tokens=new_tokens)
     selfspec.wrap(model, profile=tuned.profile)
     ratios = []
