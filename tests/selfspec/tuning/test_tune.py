@@ -15,7 +15,7 @@ from tiny_models import random_prompts, tiny_model
 
 import selfspec
 from selfspec.drafting.stopping import StopRule
-from selfspec.tuning import store
+from selfspec.tuning import following, store
 from selfspec.tuning.calibration import calibrate, paying_rule
 from selfspec.tuning.profile import Profile, ProfileError, fingerprint
 from selfspec.tuning.record import record
@@ -286,6 +286,31 @@ def test_tuning_interrupted_leaves_nothing_behind(llama: Any, tmp_path: Path, st
     assert list(out.parent.iterdir()) == []
     assert llama.speculation.profiles == {}
     assert torch.equal(llama.generate(**REQUEST), own_generate(llama, **REQUEST))
+
+
+def test_rows_of_a_batch_keep_their_text_under_a_profile(saved: tuple[Any, Path]) -> None:
+    model, path = saved
+    batch = {**random_prompts(5, 9, 3, 12), "max_new_tokens": 40, "pad_token_id": 0}
+    end = int(own_generate(model, **batch)[1, -6])
+    expected = own_generate(model, **batch, eos_token_id=end)
+    profile = replace(Profile.load(path), setting=Setting(3, 4))
+    assert torch.equal(selfspec.wrap(model, profile=profile).generate(**batch, eos_token_id=end), expected)
+    assert model.speculation.stats.drafted > 0
+    selfspec.unwrap(model)
+
+
+def test_a_profile_is_used_in_rejection_mode_too_without_reading_other_exits(
+    saved: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("choosing would use up draws")
+
+    monkeypatch.setattr(following.WatchingExit, "_note", forbidden)
+    model, path = saved
+    selfspec.wrap(model, profile=path, acceptance="rejection")
+    out = model.generate(**{**REQUEST, "max_new_tokens": 60}, do_sample=True, top_k=0, workload="code")
+    assert out.shape[1] == 5 + 60
+    selfspec.unwrap(model)
 
 
 def test_in_bf16_the_controller_leaves_sampled_text_as_it_is(
