@@ -9,7 +9,7 @@ from layer_skip.decoder import LayeredDecoder
 from layer_skip.low_bit import LowBitView, NothingToViewError
 from selfspec.call import Drafter
 from selfspec.config import SpeculationConfig
-from selfspec.drafting import EarlyExit, Lookup, LowBit, ModelDrafter
+from selfspec.drafting import EarlyExit, Lookup, LowBit, ModelDrafter, StopRule
 from selfspec.drafting.suffix_automaton import SuffixAutomaton
 from selfspec.pacing import FixedLength, Pacer, PayCheck, Rate
 from selfspec.rows import Rows
@@ -17,8 +17,10 @@ from selfspec.shapes import FASTEST, ShapePlan, probe
 from selfspec.stats import Stats
 from selfspec.strategy import make_view, read_corpus
 from selfspec.tuning.auto import Auto
-from selfspec.tuning.costs import WIDTHS, time_passes
+from selfspec.tuning.following import follow
 from selfspec.tuning.knowledge import LONGEST, Arm, Knowledge
+from selfspec.tuning.pass_costs import WIDTHS, time_passes
+from selfspec.tuning.profile import Profile, profile_of_call
 from selfspec.tuning.reading import Reading, affordable_samples
 
 _READING_SHARE = 0.01
@@ -43,6 +45,9 @@ class Speculation:
         self.view: LowBitView | None = None
         self.view_note = ""
         """What was viewed in low bits, or why nothing was."""
+        self.profiles: dict[str, Profile] = {}
+        """By workload, the newest last."""
+        self._model: Any = None
         self._corpus: SuffixAutomaton | None = None
         self._knowledge: Knowledge | None = None
         self._lock = threading.Lock()
@@ -65,14 +70,49 @@ class Speculation:
         low_bit = None if self.view is None else time_passes(self.view.of(decoder))
         self._knowledge = Knowledge(decoder.n_layers, exact, low_bit, self.config.draft_bits)
 
+    def attach(self, model: Any, profiles: dict[str, Profile]) -> None:
+        """Take up the model that `tune` works on, and its profiles."""
+        self._model = model
+        self.profiles = profiles
+
+    def tune(self, prompts: Any, *, workload: str = "default", **options: Any) -> Profile:
+        """Choose exit layer, draft length and stop rule of early exit drafts for a workload.
+
+        Calls follow the profile from now on where they name the workload, and by default with
+        draft="early_exit"; draft="auto" has other drafts to choose from and goes on measuring.
+
+        Args:
+            prompts: token ids, a list per prompt; or texts, with `tokenizer=`.
+            workload: a name to call it by in `generate(..., workload=)`.
+            options: those of `selfspec.tuning.tune.tune` (max_new_tokens, batch, limits, generate_arguments
+                and more), and `save`: a file for the profile, or None to keep it in memory only; by default
+                it goes where `wrap` finds it by itself.
+
+        Raises:
+            ValueError: no prompts, or none that fits the model.
+            OSError: the file named by `save` cannot be written; nothing has been measured yet.
+        """
+        from selfspec.tuning.session import tune_model  # it drives the engine, which needs this module
+
+        tuned = tune_model(self._model, prompts, workload=workload, config=self.config, **options)
+        with self._lock:
+            others = {name: profile for name, profile in self.profiles.items() if name != workload}
+            self.profiles = {**others, workload: tuned.profile}
+        return tuned.profile
+
     def shapes(self, decoder: LayeredDecoder) -> ShapePlan:
         """The shapes to compute at, probed once per shape, dtype and device."""
         return probe(decoder) if self.config.deterministic else FASTEST
 
     def strategy(
-        self, model: Any, decoder: LayeredDecoder, rows: Rows, sampled: bool
+        self, model: Any, decoder: LayeredDecoder, rows: Rows, sampled: bool, workload: str | None = None
     ) -> tuple[Drafter, Pacer, Stats, Reading | None]:
         """Drafter and pacer of a call, its statistics, and what reads the exits along its prompt."""
+        profile = profile_of_call(self.profiles, self.config, sampled, workload)
+        if profile is not None:
+            coupled = not sampled or self.config.acceptance == "coupled"
+            stats = Stats(shapes=self._describe(self.shapes(decoder)), view=self.view_note)
+            return *follow(profile, rows, coupled, stats), stats, None
         with self._lock:
             if self._knowledge is None:  # a copy of a wrapped model, or one that was not wrapped
                 self.prepare(model, decoder, quiet=True)
@@ -151,10 +191,10 @@ class Speculation:
             yield from (Arm(e, low_bit=False) for e in exits if e < decoder.n_layers)
 
     def _drafter(self, arm: Arm) -> ModelDrafter:
-        shape, threshold = self.config.shape, self.config.confidence_threshold
+        shape, stop = self.config.shape, StopRule.below(self.config.confidence_threshold)
         if arm.low_bit and self.view is not None:
-            return LowBit(self.view, arm.exit_layer, shape, threshold)
-        return EarlyExit(arm.exit_layer, shape, threshold)
+            return LowBit(self.view, arm.exit_layer, shape, stop)
+        return EarlyExit(arm.exit_layer, shape, stop)
 
     def _plain(self) -> ModelDrafter:
         return EarlyExit(1)

@@ -6,6 +6,7 @@ from torch import Tensor
 from layer_skip.span import Span
 from selfspec.call import Call
 from selfspec.drafting.expansion import expand, with_graft
+from selfspec.drafting.stopping import StopRule
 from selfspec.round import Draft
 from selfspec.tree import Level, TreeOfDepth, chain
 
@@ -16,15 +17,13 @@ class EarlyExit:
     Args:
         exit_layer: E.
         shape: the tree of a given depth; by default a chain.
-        confidence_threshold: where a chain stops early, see `expand`.
+        stop: when a chain stops early, None for never.
     """
 
-    def __init__(
-        self, exit_layer: int, shape: TreeOfDepth = chain, confidence_threshold: float = 0.0
-    ) -> None:
+    def __init__(self, exit_layer: int, shape: TreeOfDepth = chain, stop: StopRule | None = None) -> None:
         self.exit_layer = exit_layer
         self.shape = shape
-        self._threshold = confidence_threshold
+        self.stop = stop
 
     def draft(self, call: Call, length: int, graft: Tensor | None = None) -> Draft:
         """Draft `length` tokens deep, keeping the hidden state of each candidate at the exit layer."""
@@ -37,7 +36,7 @@ class EarlyExit:
             hidden.append(states[:, : tokens.shape[1]])
             return call.decoder.logits(states)[:, : tokens.shape[1]]
 
-        tree, tokens = expand(call, tree, read, self._threshold, graft)
+        tree, tokens = expand(call, tree, read, self.stop, graft)
         nodes = torch.cat([call.rows.last_tokens()[:, None], tokens.clamp(min=0)], dim=1)
         leaves = self._early_layers(call, span, nodes[:, tree.n_inner :], tree.n_inner)
         hidden.append(leaves[:, : tree.size - tree.n_inner])
@@ -51,5 +50,7 @@ class EarlyExit:
         width = call.shapes.width(*tokens.shape)
         span = span.narrow(first, width)
         spare = tokens[:, -1:].expand(-1, width - tokens.shape[1])
-        hidden = call.decoder.embed(torch.cat([tokens, spare], dim=1), span)
+        return self._run_early(call, call.decoder.embed(torch.cat([tokens, spare], dim=1), span), span)
+
+    def _run_early(self, call: Call, hidden: Tensor, span: Span) -> Tensor:
         return call.decoder.run(hidden, 0, self.exit_layer, span, call.cache.window(span))

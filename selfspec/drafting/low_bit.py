@@ -6,6 +6,7 @@ from torch import Tensor
 from layer_skip.low_bit import LowBitView
 from selfspec.call import Call
 from selfspec.drafting.expansion import expand, with_graft
+from selfspec.drafting.stopping import StopRule
 from selfspec.round import Draft
 from selfspec.tree import Level, TreeOfDepth, chain
 
@@ -19,7 +20,7 @@ class LowBit:
         view: layers and head in few bits.
         exit_layer: E, up to the number of layers of the view.
         shape: the tree of a given depth; by default a chain.
-        confidence_threshold: where a chain stops early, see `expand`.
+        stop: when a chain stops early, None for never.
     """
 
     def __init__(
@@ -27,12 +28,12 @@ class LowBit:
         view: LowBitView,
         exit_layer: int,
         shape: TreeOfDepth = chain,
-        confidence_threshold: float = 0.0,
+        stop: StopRule | None = None,
     ) -> None:
         self._view = view
         self.exit_layer = exit_layer
         self.shape = shape
-        self._threshold = confidence_threshold
+        self.stop = stop
 
     def draft(self, call: Call, length: int, graft: Tensor | None = None) -> Draft:
         """Draft `length` tokens deep. Passes are not padded: what the view rounds decides no token."""
@@ -46,6 +47,6 @@ class LowBit:
             hidden = decoder.run(hidden, 0, self.exit_layer, place, call.cache.window(place))
             return decoder.logits(hidden)
 
-        tree, tokens = expand(call, tree, read, self._threshold, graft)
+        tree, tokens = expand(call, tree, read, self.stop, graft)
         nodes = torch.cat([call.rows.last_tokens()[:, None], tokens.clamp(min=0)], dim=1)
         return Draft(tree, span, tokens, call.decoder.embed(nodes, span.narrow(0, tree.size)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from selfspec.drafting.lookup import MatchRates
 from selfspec.pacing import Rate
 from selfspec.shapes import ShapePlan
-from selfspec.tuning.costs import PassCosts
+from selfspec.tuning.pass_costs import PassCosts
 from selfspec.tuning.reading import SAMPLES, Agreement
 
 LONGEST = 10
