@@ -13,27 +13,31 @@ import selfspec
 from selfspec.drafting.stopping import StopRule
 from selfspec.rows import RoundEvent
 from selfspec.tuning.record import record
-from selfspec.tuning.recording import Recording
 from selfspec.tuning.replay import Setting, replay
+from selfspec.tuning.validate import run_setting
 
 SAMPLED = {"do_sample": True, "temperature": 0.9, "top_k": 0}
 THRESHOLDS = (0.0, 0.3, 0.6, 0.9)
 
 
-def real_rounds(
-    model: Any, prompts: Sequence[Sequence[int]], setting: Setting, seed: int = 0, **arguments: Any
-) -> list[list[RoundEvent]]:
-    """What a real run does, round by round, to every row."""
-    events: list[RoundEvent] = []
-    selfspec.wrap(
+def wrapped(model: Any, setting: Setting) -> Any:
+    """`model` wrapped with this setting."""
+    return selfspec.wrap(
         model,
         exit_layer=setting.exit_layer,
         draft_length=setting.draft_length,
         confidence_threshold=setting.confidence_threshold,
+        tree="siblings" if setting.siblings == 2 else "chain",
     )
+
+
+def real_rounds(
+    model: Any, prompts: Sequence[Sequence[int]], seed: int = 0, **arguments: Any
+) -> list[list[RoundEvent]]:
+    """What a real run of a wrapped model does, round by round, to every row."""
+    events: list[RoundEvent] = []
     torch.manual_seed(seed)
     model.generate(**padded(prompts), pad_token_id=0, on_round=events.append, **arguments)
-    selfspec.unwrap(model)
     return [[event for event in events if event.row == row] for row in range(len(prompts))]
 
 
@@ -42,8 +46,9 @@ def check(model: Any, prompts: list[list[int]], settings: Sequence[Setting], **a
     recording = record(model, prompts, **recorded_with(arguments))
     predicted = replay(recording, settings)
     for s, setting in enumerate(settings):
+        wrapped(model, setting)
         for p, prompt in enumerate(prompts):
-            rounds = real_rounds(model, [prompt], setting, **arguments)[0]
+            rounds = real_rounds(model, [prompt], **arguments)[0]
             drafted = sum(len(event.drafted) for event in rounds)
             text = [token for event in rounds for token in event.committed]
             assert text == recording.tokens[p, : recording.lengths[p]].tolist()
@@ -52,6 +57,7 @@ def check(model: Any, prompts: list[list[int]], settings: Sequence[Setting], **a
             assert int(predicted.drafted_least[s, p]) <= drafted <= int(predicted.drafted_most[s, p]), setting
             if setting.rule is None:
                 assert int(predicted.drafted_least[s, p]) == int(predicted.drafted_most[s, p])
+    selfspec.unwrap(model)
     return len(settings)
 
 
@@ -92,8 +98,7 @@ def test_a_text_that_ends_by_itself_is_replayed_to_its_end(llama: Any) -> None:
     prompts = [[5, 6, 7], [9, 8]]
     whole = record(llama, prompts, max_new_tokens=24)
     end = int(whole.tokens[0, 11])
-    for setting in grid(4):
-        check(llama, prompts, [setting], max_new_tokens=24, eos_token_id=end)
+    check(llama, prompts, grid(4, (0, 2, 5)), max_new_tokens=24, eos_token_id=end)
     assert (
         record(llama, prompts, max_new_tokens=24, generate_arguments={"eos_token_id": end}).lengths[0] <= 12
     )
@@ -102,10 +107,10 @@ def test_a_text_that_ends_by_itself_is_replayed_to_its_end(llama: Any) -> None:
 def test_rows_of_a_batch_share_the_length_of_a_round(llama: Any) -> None:
     prompts = [[5, 6, 7], [9, 8], [1, 2, 3, 4], [40, 41]]
     recording = record(llama, prompts, max_new_tokens=20)
-    settings = grid(4)
+    settings = grid(4, (0, 2, 5))
     predicted = replay(recording, settings, batch=4)
     for s, setting in enumerate(settings):
-        for p, rounds in enumerate(real_rounds(llama, prompts, setting, max_new_tokens=20)):
+        for p, rounds in enumerate(real_rounds(wrapped(llama, setting), prompts, max_new_tokens=20)):
             assert int(predicted.row_rounds[s, p]) == len(rounds)
             assert int(predicted.accepted[s, p]) == sum(event.accepted for event in rounds)
         assert int(predicted.rounds[s, 0]) == int(predicted.row_rounds[s].max())
@@ -145,41 +150,34 @@ def test_rules_by_position_stop_in_replay_where_they_stop_in_the_engine(
     from selfspec import speculation
     from selfspec.drafting import EarlyExit
 
-    monkeypatch.setattr(speculation, "EarlyExit", lambda e, _: EarlyExit(e, stop=rule))
+    monkeypatch.setattr(speculation, "EarlyExit", lambda e, *_: EarlyExit(e, stop=rule))
     settings = [Setting(e, k, stop=rule) for e in (2, 3) for k in (2, 6)]
     check(llama, [[5, 6, 7], [9, 8]], settings, max_new_tokens=24)
 
 
-def by_hand(recording: Recording, prompt: int, setting: Setting) -> tuple[int, int]:
-    """(rounds, accepted) of a chain with siblings, in plain Python."""
-    exit_index = recording.index_of(setting.exit_layer)
-    text = recording.tokens[prompt].tolist()
-    end = int(recording.lengths[prompt])
-    best = recording.candidates[exit_index, prompt].tolist()
-    done = rounds = total = 0
-    while done < end:
-        length = min(setting.draft_length, recording.max_new_tokens - done - 1)
-        accepted = 0
-        while accepted < length and done + accepted < end:
-            at = done + accepted
-            if text[at] not in best[at][: setting.siblings]:
-                break
-            accepted += 1
-            if text[at] != best[at][0]:
-                break  # a sibling is a leaf
-        rounds, total, done = rounds + 1, total + accepted, done + accepted + 1
-    return rounds, total
+@pytest.mark.parametrize("arguments", [{}, SAMPLED], ids=["greedy", "coupled"])
+def test_siblings_catch_the_next_best_candidates_as_in_a_real_tree(
+    llama: Any, arguments: dict[str, Any]
+) -> None:
+    settings = [Setting(e, k, siblings=2) for e in (1, 3) for k in (1, 3, 6)]
+    check(llama, [[5, 6, 7], [9, 8]], settings, max_new_tokens=24, **arguments)
 
 
-@pytest.mark.parametrize("siblings", [1, 2, 4])
-def test_siblings_catch_the_next_best_candidates(llama: Any, siblings: int) -> None:
-    recording = record(llama, [[5, 6, 7], [9, 8]], max_new_tokens=30)
-    settings = [Setting(e, k, siblings=siblings) for e in (1, 2, 3) for k in (0, 1, 3, 6)]
+@pytest.mark.parametrize("siblings", [3, 4])
+def test_wider_siblings_are_replayed_as_they_run(llama: Any, siblings: int) -> None:
+    recording = record(llama, [[5, 6, 7]], max_new_tokens=24)
+    settings = [Setting(e, k, siblings=siblings) for e in (1, 2) for k in (1, 4)]
     predicted = replay(recording, settings)
     for s, setting in enumerate(settings):
-        for p in range(2):
-            counts = int(predicted.row_rounds[s, p]), int(predicted.accepted[s, p])
-            assert counts == by_hand(recording, p, setting)
+        stats = run_setting(llama, [[5, 6, 7]], setting, max_new_tokens=24)
+        assert int(predicted.row_rounds[s]) == stats.row_rounds
+        assert int(predicted.accepted[s]) == stats.accepted
+        assert int(predicted.drafted_most[s]) == stats.drafted
+
+
+def test_siblings_with_a_stop_rule_are_refused() -> None:
+    with pytest.raises(ValueError, match="siblings=2 with a stop rule"):
+        Setting(2, 3, 0.5, siblings=2)
 
 
 def test_an_exit_that_was_not_recorded_is_refused(llama: Any) -> None:
