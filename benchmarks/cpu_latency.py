@@ -30,7 +30,7 @@ from selfspec.files import write_whole
 
 RESULTS = Path(__file__).parent / "results"
 FREE = " (not deterministic)"
-CAUTIOUS = " (confidence 0.2)"
+ALONE = " (early exit alone)"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ WORKLOADS = (
 def contenders(exit_layer: int, settings: dict[str, Any]) -> tuple[Contender, ...]:
     """Everyone, selfspec and AR both with and without bit-equal shapes."""
     free = {**settings, "deterministic": False}
-    cautious = {**settings, "confidence_threshold": 0.2}
+    alone = {**settings, "draft": "early_exit"}
     peer = {"assistant_early_exit": exit_layer}
     return (
         Contender(GENERATE, "the model's own generate"),
@@ -61,7 +61,7 @@ def contenders(exit_layer: int, settings: dict[str, Any]) -> tuple[Contender, ..
         Contender(AR + FREE, "the same at the shapes that come", {**free, "draft_length": 0}),
         Contender(SELFSPEC, "the engine", settings),
         Contender(SELFSPEC + FREE, "the same at the shapes that come", free, baseline=AR + FREE),
-        Contender(SELFSPEC + CAUTIOUS, "the engine, drafting no further after an unlikely token", cautious),
+        Contender(SELFSPEC + ALONE, "the engine, drafting with its first layers only", alone),
         Contender(EARLY_EXIT, f"built into transformers, E = {exit_layer}", arguments=peer, max_rows=1),
         Contender(
             f"{EARLY_EXIT} (4 drafts)",
@@ -77,7 +77,7 @@ def contenders(exit_layer: int, settings: dict[str, Any]) -> tuple[Contender, ..
 def verdicts(row: Row, report: Report) -> list[str]:
     """Each target with what was reached; selfspec is held to it in both modes."""
     lines = []
-    for name in (SELFSPEC, SELFSPEC + CAUTIOUS, SELFSPEC + FREE):
+    for name in (SELFSPEC, SELFSPEC + ALONE, SELFSPEC + FREE):
         line = report.line(name)
         for other, least in row.targets.items():
             base = other + FREE if other == AR and name.endswith(FREE) else other

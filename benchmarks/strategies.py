@@ -33,7 +33,7 @@ from selfspec.benchmarking.session import run_comparison
 from selfspec.cli.loading import Loaded, load
 from selfspec.cli.progress import progress_bar
 from selfspec.files import write_whole
-from selfspec.tuning.pass_costs import WIDTHS, time_passes
+from selfspec.tuning.costs import WIDTHS, time_passes
 
 RESULTS = Path(__file__).parent / "results"
 ONE_ROW = "AR, one row"

@@ -8,7 +8,7 @@ from torch import Tensor
 from layer_skip.decoder import LayeredDecoder
 
 
-class _NoCache:
+class NoCache:
     """Stands in for a cache where a whole text is run at once: keys and values are used as they come."""
 
     def update(self, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def exit_choices(decoder: LayeredDecoder, tokens: Tensor, last: int | None = Non
     first = 0 if last is None else max(0, len(tokens) - last)
     chosen, confidences = [], []
     for layer in range(decoder.n_layers):
-        hidden = decoder.run(hidden, layer, layer + 1, span, _NoCache())
+        hidden = decoder.run(hidden, layer, layer + 1, span, NoCache())
         probabilities = decoder.logits(hidden[:, first:])[0].float().softmax(dim=-1)
         confidence, token = probabilities.max(dim=-1)
         chosen.append(token)

@@ -1,6 +1,6 @@
 """Where the tokens of a pass stand: positions, rotary angles, masks; built once a round, sliced per pass."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,12 @@ class Span:
             start=None if self.start is None else self.start + first,
             arguments=self.arguments,
         )
+
+    def shortened(self, key_length: int) -> "Span":
+        """The span over its first `key_length` slots only, where no token sees a later one."""
+        if self.arguments:  # biases by key, in forms of their own
+            return self
+        return replace(self, masks={reach: mask[..., :key_length] for reach, mask in self.masks.items()})
 
 
 def _columns(rope: Any, first: int, last: int) -> Any:

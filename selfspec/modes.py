@@ -16,11 +16,17 @@ _NOISE_BUDGET = 1 << 18
 class Mode(Protocol):
     """One way to turn scores into tokens, the same for draft and target."""
 
+    matching: bool
+    """Whether a draft token stands if it is the target's own choice: drafts may then be chosen in any way."""
+
     def open(self, positions: Tensor) -> None:
         """A round begins: positions [B, depth+1] are those of the tokens that it may commit."""
 
     def candidates(self, scores: Tensor, depth: int, count: int) -> Tensor:
         """The likeliest tokens [B, w, count], best first, from a draft's processed scores [B, w, V]."""
+
+    def noisy(self, scores: Tensor, depth: int) -> Tensor:
+        """Processed scores [B, w, V] with the noise that decides at `depth`."""
 
     def accept(self, draft: Draft, scores: Tensor) -> Verdict:
         """What stands of a draft, from the target's processed scores [B, n+1, V]."""
@@ -32,11 +38,16 @@ class Mode(Protocol):
 class Greedy:
     """The target's argmax: the case of no noise."""
 
+    matching = True
+
     def open(self, positions: Tensor) -> None:
         pass
 
     def candidates(self, scores: Tensor, depth: int, count: int) -> Tensor:
         return _likeliest(scores, count)
+
+    def noisy(self, scores: Tensor, depth: int) -> Tensor:
+        return scores
 
     def accept(self, draft: Draft, scores: Tensor) -> Verdict:
         return _matching(draft, _argmax(scores))
@@ -52,6 +63,8 @@ class Coupled:
     the total variation distance of the two (Daliri et al. 2024, theorem 1), and the text depends on the
     seed alone.
     """
+
+    matching = True
 
     def __init__(self, seed: int, requests: Tensor, vocab_size: int) -> None:
         self._seed = seed
@@ -75,7 +88,10 @@ class Coupled:
         self._noise = self._block[rows, column[:, None] + torch.arange(count, device=positions.device)]
 
     def candidates(self, scores: Tensor, depth: int, count: int) -> Tensor:
-        return _likeliest(scores + self._noise[:, depth : depth + 1], count)
+        return _likeliest(self.noisy(scores, depth), count)
+
+    def noisy(self, scores: Tensor, depth: int) -> Tensor:
+        return scores + self._noise[:, depth : depth + 1]
 
     def accept(self, draft: Draft, scores: Tensor) -> Verdict:
         # Branches share the noise of their depth: it belongs to the position, whatever stands there.
@@ -89,6 +105,7 @@ class Coupled:
 class Rejection:
     """Speculative sampling with its own draws for every round: the highest acceptance a chain can have."""
 
+    matching = False
     _DRAFT, _ACCEPT, _NEXT = 1, 2, 3
 
     def __init__(self, seed: int, requests: Tensor, vocab_size: int) -> None:
@@ -109,6 +126,9 @@ class Rejection:
         self._q.append(scores[:, 0].softmax(dim=-1))
         keys = position_keys(self._seed, self._requests, self._positions[:, depth : depth + 1], self._DRAFT)
         return (scores + gumbel(keys, self._vocab)).argmax(dim=-1, keepdim=True)
+
+    def noisy(self, scores: Tensor, depth: int) -> Tensor:
+        return scores
 
     def accept(self, draft: Draft, scores: Tensor) -> Verdict:
         _argmax(scores)

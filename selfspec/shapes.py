@@ -49,6 +49,16 @@ class ShapePlan:
 FASTEST = ShapePlan()
 
 
+def describe(shapes: ShapePlan, deterministic: bool) -> str:
+    """Whether rounding can change the text under these shapes, in words."""
+    if not deterministic:
+        return "not deterministic: rounding may flip a near-tie when settings change"
+    if not shapes.exact:
+        return "this machine offers no shapes with bit-equal rows: rounding may flip a near-tie"
+    width, quantum = shapes.width(1, 1), shapes.key_quantum
+    return f"bit-equal rows: at least {width} query tokens, keys in multiples of {quantum}"
+
+
 def probe(decoder: LayeredDecoder) -> ShapePlan:
     """The smallest shapes at which this model's products and attention give bit-equal rows."""
     config = decoder.config
@@ -130,12 +140,10 @@ def _attention_samples(
     """Random query, key, value and prefix length; 16 KV heads, since differences are rare in each."""
     for seed, cached in enumerate((5, 40, 100, 180, 240, 300, 370, 440, 600, 700, 800, 900)):
         generator = torch.Generator().manual_seed(seed)
-        shapes = ((16 * groups, max(_WIDTHS)), (16, _ample_length(cached)), (16, _ample_length(cached)))
+        shapes = ((16 * groups, max(_WIDTHS)), (16, 2048), (16, 2048))
         query, key, value = (
             torch.randn(1, h, n, head_size, generator=generator).to(device, dtype) for h, n in shapes
         )
-        # Slots past the text are masked, so zeros will do.
-        key, value = (nn.functional.pad(x, (0, 0, 0, 2048 - x.shape[2])) for x in (key, value))
         yield 2 * query, key, value, cached
 
 

@@ -10,16 +10,17 @@ from layer_skip.low_bit import LowBitView, NothingToViewError
 from selfspec.call import Drafter
 from selfspec.config import SpeculationConfig
 from selfspec.drafting import EarlyExit, Lookup, LowBit, ModelDrafter, StopRule
+from selfspec.drafting.margins import MarginStop
 from selfspec.drafting.suffix_automaton import SuffixAutomaton
 from selfspec.pacing import FixedLength, Pacer, PayCheck, Rate
 from selfspec.rows import Rows
-from selfspec.shapes import FASTEST, ShapePlan, probe
+from selfspec.shapes import FASTEST, ShapePlan, describe, probe
 from selfspec.stats import Stats
 from selfspec.strategy import make_view, read_corpus
 from selfspec.tuning.auto import Auto
+from selfspec.tuning.costs import WIDTHS, time_passes
 from selfspec.tuning.following import follow
 from selfspec.tuning.knowledge import LONGEST, Arm, Knowledge
-from selfspec.tuning.pass_costs import WIDTHS, time_passes
 from selfspec.tuning.profile import Profile, profile_of_call
 from selfspec.tuning.reading import Reading, affordable_samples
 
@@ -111,13 +112,15 @@ class Speculation:
         profile = profile_of_call(self.profiles, self.config, sampled, workload)
         if profile is not None:
             coupled = not sampled or self.config.acceptance == "coupled"
-            stats = Stats(shapes=self._describe(self.shapes(decoder)), view=self.view_note)
+            stats = Stats(
+                shapes=describe(self.shapes(decoder), self.config.deterministic), view=self.view_note
+            )
             return *follow(profile, rows, coupled, stats), stats, None
         with self._lock:
             if self._knowledge is None:  # a copy of a wrapped model, or one that was not wrapped
                 self.prepare(model, decoder, quiet=True)
         shapes = self.shapes(decoder)
-        stats = Stats(shapes=self._describe(shapes), view=self.view_note)
+        stats = Stats(shapes=describe(shapes, self.config.deterministic), view=self.view_note)
         fixed = self._fixed(decoder, stats, sampled)
         if fixed is not None:
             return *fixed, stats, None
@@ -162,7 +165,7 @@ class Speculation:
         config, n = self.config, len(rows.active)
         free = config.kind in ("auto", "hybrid", "lookup")
         measured = config.draft_length == "auto"
-        arms = {arm: self._drafter(arm) for arm in self._arms(decoder)}
+        arms = {arm: self._drafter(arm, self._stop(arm, sampled)) for arm in self._arms(decoder)}
         return Auto(
             knowledge=self.knowledge,
             arms=arms,
@@ -190,11 +193,20 @@ class Speculation:
             exits = range(1, decoder.n_layers) if exit_layer == "auto" else [exit_layer]
             yield from (Arm(e, low_bit=False) for e in exits if e < decoder.n_layers)
 
-    def _drafter(self, arm: Arm) -> ModelDrafter:
-        shape, stop = self.config.shape, StopRule.below(self.config.confidence_threshold)
+    def _drafter(self, arm: Arm, stop: MarginStop | None = None) -> ModelDrafter:
+        config = self.config
+        rule = StopRule.below(config.confidence_threshold)
+        how = (config.shape, rule, stop, config.tree == "siblings")
         if arm.low_bit and self.view is not None:
-            return LowBit(self.view, arm.exit_layer, shape, stop)
-        return EarlyExit(arm.exit_layer, shape, stop)
+            return LowBit(self.view, arm.exit_layer, *how)
+        return EarlyExit(arm.exit_layer, *how)
+
+    def _stop(self, arm: Arm, sampled: bool) -> MarginStop | None:
+        """What ends an arm's drafts, where neither their length nor another rule is set."""
+        config = self.config
+        if config.draft_length != "auto" or config.confidence_threshold or isinstance(config.tree, tuple):
+            return None
+        return MarginStop(self.knowledge.margin_rates(arm, sampled))
 
     def _plain(self) -> ModelDrafter:
         return EarlyExit(1)
@@ -226,14 +238,6 @@ class Speculation:
         budget = _READING_SHARE * rows.max_new_tokens * step / _USUAL_SPEEDUP
         samples = affordable_samples(budget, knowledge.exact.head[-1] / WIDTHS[-1], decoder.n_layers)
         return Reading(samples) if samples else None
-
-    def _describe(self, shapes: ShapePlan) -> str:
-        if not self.config.deterministic:
-            return "not deterministic: rounding may flip a near-tie when settings change"
-        if not shapes.exact:
-            return "this machine offers no shapes with bit-equal rows: rounding may flip a near-tie"
-        width, quantum = shapes.width(1, 1), shapes.key_quantum
-        return f"bit-equal rows: at least {width} query tokens, keys in multiples of {quantum}"
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy measures and packs its own: a view follows the weights of one model.

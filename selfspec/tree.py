@@ -172,6 +172,12 @@ def with_siblings(length: int, width: int = 2) -> Tree:
     return Tree(parents, (0,) * length + tuple(rank for _, rank in siblings))
 
 
+@lru_cache(maxsize=4096)
+def forked(length: int, depths: tuple[int, ...]) -> Tree:
+    """A chain of `length` tokens with a second choice after the nodes at `depths`."""
+    return Tree((*range(length), *depths), (0,) * length + (1,) * len(depths))
+
+
 @lru_cache(maxsize=512)
 def cut(tree: Tree, depth: int) -> Tree:
     """The nodes of `tree` that are at most `depth` deep."""

@@ -13,8 +13,8 @@ from layer_skip.decoder import LayeredDecoder
 from layer_skip.exits import exit_choices
 from layer_skip.self_check import check_decoder
 from selfspec.benchmarking.render import new_figure, png
+from selfspec.tuning.costs import time_passes
 from selfspec.tuning.knowledge import expected_tokens
-from selfspec.tuning.pass_costs import time_passes
 
 _DRAFT_LENGTHS = range(1, 9)
 

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from layer_skip.span import Span
 from selfspec.call import Call
-from selfspec.drafting.expansion import expand, with_graft
+from selfspec.drafting.expansion import expand, expand_while_sure, with_graft
+from selfspec.drafting.margins import MarginStop
 from selfspec.drafting.stopping import StopRule
 from selfspec.round import Draft
 from selfspec.tree import Level, TreeOfDepth, chain
@@ -17,17 +18,29 @@ class EarlyExit:
     Args:
         exit_layer: E.
         shape: the tree of a given depth; by default a chain.
-        stop: when a chain stops early, None for never.
+        rule: where a chain stops early, the same in every round, see `expand`.
+        stop: draft chains as long as it says, which it learns on the way, see `expand_while_sure`.
+        siblings: whether those get second choices where the draft is not sure.
     """
 
-    def __init__(self, exit_layer: int, shape: TreeOfDepth = chain, stop: StopRule | None = None) -> None:
+    def __init__(
+        self,
+        exit_layer: int,
+        shape: TreeOfDepth = chain,
+        rule: StopRule | None = None,
+        stop: MarginStop | None = None,
+        siblings: bool = False,
+    ) -> None:
         self.exit_layer = exit_layer
         self.shape = shape
+        self.rule = rule
         self.stop = stop
+        self._siblings = siblings
 
     def draft(self, call: Call, length: int, graft: Tensor | None = None) -> Draft:
         """Draft `length` tokens deep, keeping the hidden state of each candidate at the exit layer."""
-        tree = with_graft(self.shape(length), graft)
+        adaptive = self.stop is not None and call.mode.matching and length > 0
+        tree = chain(length) if adaptive else with_graft(self.shape(length), graft)
         span = call.lay_out(tree)
         hidden: list[Tensor] = []
 
@@ -36,7 +49,11 @@ class EarlyExit:
             hidden.append(states[:, : tokens.shape[1]])
             return call.decoder.logits(states)[:, : tokens.shape[1]]
 
-        tree, tokens = expand(call, tree, read, self.stop, graft)
+        if self.stop is not None and adaptive:
+            tree, tokens = expand_while_sure(call, length, read, self.stop, self._siblings, graft)
+            span = span if tree.is_chain else call.lay_out(tree)
+        else:
+            tree, tokens = expand(call, tree, read, self.rule, graft)
         nodes = torch.cat([call.rows.last_tokens()[:, None], tokens.clamp(min=0)], dim=1)
         leaves = self._early_layers(call, span, nodes[:, tree.n_inner :], tree.n_inner)
         hidden.append(leaves[:, : tree.size - tree.n_inner])

@@ -6,21 +6,22 @@ import torch
 from torch import Tensor
 
 from selfspec.call import Call
+from selfspec.drafting.margins import MarginStop
 from selfspec.drafting.stopping import StopRule
 from selfspec.round import NOTHING
-from selfspec.tree import Level, Tree, chain, grafted
+from selfspec.tree import Level, Tree, chain, forked, grafted
 
 ReadLevel = Callable[[Tensor, Level], Tensor]
 """(tokens [B, w], level) -> the draft's logits [B, w, V] for the nodes of a level that have children."""
 
 
 def expand(
-    call: Call, tree: Tree, read: ReadLevel, stop: StopRule | None = None, graft: Tensor | None = None
+    call: Call, tree: Tree, read: ReadLevel, rule: StopRule | None = None, graft: Tensor | None = None
 ) -> tuple[Tree, Tensor]:
     """Choose the candidates of `tree` level by level.
 
     Args:
-        stop: when a row of a chain stops, None for never.
+        rule: when a row of a chain stops, None for never.
         graft: tokens [B, tree.grafted] of the branch that comes from elsewhere.
 
     Returns:
@@ -39,14 +40,47 @@ def expand(
             nodes[:, level.children[0]] = picked[:, 0, 0]
         else:
             nodes[:, list(level.children)] = picked[:, list(level.parents), list(level.ranks)]
-        if stop is not None:
-            worth = stop.worth(worth, confidence_of(picked[:, 0, 0], scores[:, 0]), level.depth)
+        if rule is not None:
+            worth = rule.worth(worth, confidence_of(picked[:, 0, 0], scores[:, 0]), level.depth)
             nodes[:, level.children[0]].masked_fill_(~going, NOTHING)
-            going &= ~stop.stops(worth, level.depth)
+            going &= ~rule.stops(worth, level.depth)
             if not bool(going.any()):
                 tree = chain(level.depth + 1)
                 break
     return tree, nodes[:, 1 : tree.size]
+
+
+def expand_while_sure(
+    call: Call, longest: int, read: ReadLevel, stop: MarginStop, siblings: bool, graft: Tensor | None = None
+) -> tuple[Tree, Tensor]:
+    """Draft a chain as long as `stop` finds that another token pays, `longest` at most.
+
+    Args:
+        siblings: whether tokens that the draft was not sure of get the second choice beside them.
+        graft: tokens [B, n] of a branch that comes from elsewhere.
+    """
+    token = call.rows.last_tokens()
+    tokens: list[Tensor] = []
+    seconds: list[Tensor] = []
+    chosen = token.new_empty(len(token), 0)
+    going = torch.ones_like(token, dtype=torch.bool)
+    stop.open(call.rows)
+    for level in chain(longest).levels:
+        scores = call.processors(read(token[:, None], level), call.rows, chosen, [range(len(tokens))])
+        values, best = call.mode.noisy(scores, level.depth)[:, 0].topk(2, dim=-1)
+        token = best[:, 0]
+        tokens.append(token.masked_fill(~going, NOTHING))
+        seconds.append(best[:, 1].masked_fill(~going, NOTHING))
+        chosen = torch.stack(tokens, dim=1)
+        going = going & torch.tensor(stop.going(token, values), device=token.device)
+        if not bool(going.any()):
+            break
+    tree = forked(len(tokens), tuple(stop.unsure) if siblings else ())
+    parts = [chosen, *(seconds[depth][:, None] for depth in (stop.unsure if siblings else ()))]
+    if graft is not None:
+        tree = grafted(tree, graft.shape[1])
+        parts.append(graft)
+    return tree, torch.cat(parts, dim=1)
 
 
 def with_graft(tree: Tree, graft: Tensor | None) -> Tree:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from selfspec.call import Call
 from selfspec.drafting.lookup import LONGEST, Found, Lookup, as_columns
+from selfspec.drafting.margins import MarginStop
 from selfspec.round import Draft
 from selfspec.tree import TreeOfDepth
 
@@ -18,6 +19,7 @@ class ModelDrafter(Protocol):
     """A drafter that runs layers, and can take candidates from elsewhere into its tree."""
 
     shape: TreeOfDepth
+    stop: MarginStop | None
 
     def draft(self, call: Call, length: int, graft: Tensor | None = None) -> Draft: ...
 

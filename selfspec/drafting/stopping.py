@@ -13,6 +13,8 @@ class StopRule:
     The token itself is still verified, and the rule never sees the target's choice, so the text is the same
     in greedy and coupled mode and unbiased in rejection mode.
 
+    Fixed before the call, unlike a `MarginStop`, which learns as it goes and so cannot be replayed.
+
     Worth is the token's own confidence or, with `chances`, the chance that the whole chain up to it stands:
     the running product of calibrated confidences. Calibration is a table, not a formula: a lookup and a
     product of float32 numbers round the same way on every path, and replay must decide as the engine does.

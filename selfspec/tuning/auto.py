@@ -10,6 +10,7 @@ from layer_skip.decoder import LayeredDecoder
 from selfspec.call import Call
 from selfspec.drafting.hybrid import Hybrid, ModelDrafter
 from selfspec.drafting.lookup import Found, Lookup
+from selfspec.drafting.margins import MarginStop
 from selfspec.pacing import Pacer
 from selfspec.round import Draft
 from selfspec.shapes import ShapePlan
@@ -18,6 +19,8 @@ from selfspec.tuning.knowledge import LONGEST, Arm, Knowledge, expected_tokens
 from selfspec.tuning.reading import Reading
 
 _ROUNDS_PER_CHOICE = 8
+LONGEST_SURE = 15
+"""Longest draft of an arm that stops by itself: with the last committed token it fills a pass of 16."""
 LEAST_GAIN = 1.03
 """A draft that promises less than this over plain rounds is not worth its risk."""
 _SWITCHING_GAIN = 1.05
@@ -55,24 +58,31 @@ class Auto:
     _drafting: bool = False
     _looked_up: bool = False
     _rounds: int = 0
+    _tokens: float = 1.0
+    _seconds: float = 1.0
+    """Tokens and predicted seconds of the chosen arm's rounds, averaged: the rate that drafting earns."""
     _slowness: dict[Arm | None, float] = field(default_factory=dict)
     _seen: tuple[int, int] = (0, 0)
 
     def draft_length(self, remaining: int) -> int:
-        """K of the next round; a plain round where drafting does not pay, or is being compared."""
+        """Most tokens of the next draft; 0 where drafting does not pay, or is being compared."""
         self._drafting = self.check.draft_length(remaining) > 0
-        return min(self._length, remaining - 1) if self._drafting else 0
+        return remaining - 1 if self._drafting else 0
 
     def draft(self, call: Call, length: int) -> Draft:
         """Draft by the arm that was chosen, free drafts first."""
         if self._rounds % _ROUNDS_PER_CHOICE == 0:
-            length = self._choose(call.decoder, call.rows.remaining, length)
+            self._choose(call.decoder)
         self._rounds += 1
         self.rows = len(call.rows.active)
         self._looked_up = False
         if not self._drafting:
             return self.plain.draft(call, 0)
         model = self.plain if self._arm is None else self.arms[self._arm]
+        length = min(length, self._length)
+        if self._arm is not None and model.stop is not None and call.mode.matching:
+            model.stop.least = self._least_chance(self._arm, model.stop)
+            length = min(call.rows.remaining - 1, LONGEST_SURE)
         if self.lookup is None:
             return model.draft(call, length)
         return Hybrid(self.lookup, model, self._worth, self.branches).draft(call, length)
@@ -87,13 +97,25 @@ class Auto:
         arm = self._arm if length else None
         if arm is not None:
             self.knowledge.tally(arm, self.sampled).note(accepted, accepted + rejected)
-        ratio = seconds / self.knowledge.round_seconds(arm, length, self.rows, self.shapes)
+        expected = self.knowledge.round_seconds(arm, length, self.rows, self.shapes)
+        if arm is not None:
+            self._tokens = 0.9 * self._tokens + 0.1 * tokens
+            self._seconds = 0.9 * self._seconds + 0.1 * expected
+        ratio = seconds / expected
         before = self._slowness.get(arm, ratio)
         # One round may be slow by accident, so a single one moves the estimate little.
         self._slowness[arm] = 0.8 * before + 0.2 * min(ratio, 2 * before)
 
-    def _choose(self, decoder: LayeredDecoder, remaining: int, length: int) -> int:
-        """Choose arm and K by predicted tokens per second; returns the K of this round."""
+    def _least_chance(self, arm: Arm, stop: MarginStop) -> float:
+        """Below this chance that a draft stands so far, another token earns less than time usually does.
+
+        The rule of a renewal process: go on while chance / cost of the next token is above the long-run rate.
+        """
+        rate = self._tokens / self._seconds
+        return min(rate * self.knowledge.next_token_seconds(arm, self.rows) / stop.rates.usual, 0.95)
+
+    def _choose(self, decoder: LayeredDecoder) -> None:
+        """Choose arm and K by predicted tokens per second."""
         if self.reading is not None:
             agreement = self.reading.agreement(decoder)
             if agreement is not None:
@@ -114,10 +136,13 @@ class Auto:
         if best is None or (speeds[best] < LEAST_GAIN and 0 in self.lengths):
             self._arm, self._length = None, 0
         else:
+            changed = best[0] != self._arm
             self._arm, self._length = best
             self._chance = chances[self._arm]
+            if changed:
+                self._tokens = expected_tokens(self._chance, self._length)
+                self._seconds = self.knowledge.round_seconds(*best, self.rows, self.shapes)
         self._explain(speeds, chances, best)
-        return min(self._length, remaining - 1) if self._drafting else 0
 
     def _speed(self, arm: Arm | None, length: int, chance: float) -> float:
         """Predicted tokens per second; None stands for plain rounds."""

@@ -119,7 +119,7 @@ class Following:
         elif rule is not None and length:
             # Where a rule ends drafts that do not pay, a longer one costs nothing.
             length = max(length, self.tuned.draft_length)
-        self.drafter.exit_layer, self.drafter.stop, self.drafter.watched = plan.exit_layer, rule, plan.watched
+        self.drafter.exit_layer, self.drafter.rule, self.drafter.watched = plan.exit_layer, rule, plan.watched
         return min(length, remaining - 1)
 
     def observe(self, length: int, tokens: float, seconds: float) -> None:
@@ -142,7 +142,7 @@ def follow(profile: Profile, rows: Rows, coupled: bool, stats: Stats) -> tuple[W
     exits = sorted(profile.acceptance)
     costs = RoundCosts.of(profile.costs, exits, longest, len(rows.active), context, setting.rule is not None)
     controller = Controller(costs, profile.acceptance, longest, setting.exit_layer, may_watch=coupled)
-    drafter = WatchingExit(setting.exit_layer, stop=setting.rule)
+    drafter = WatchingExit(setting.exit_layer, rule=setting.rule)
     stats.strategy, stats.choice = "early_exit", f"profile {profile}; then as acceptance asks for"
     stats.exit_layer, stats.draft_length = setting.exit_layer, setting.draft_length
     return drafter, Following(controller, drafter, setting)

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from selfspec.drafting.lookup import MatchRates
+from selfspec.drafting.margins import MarginRates
 from selfspec.pacing import Rate
 from selfspec.shapes import ShapePlan
-from selfspec.tuning.pass_costs import PassCosts
+from selfspec.tuning.costs import PassCosts
 from selfspec.tuning.reading import SAMPLES, Agreement
 
 LONGEST = 10
@@ -71,6 +72,8 @@ class Knowledge:
     tallies: dict[tuple[Arm, bool], Tally] = field(default_factory=dict)
     """By arm, for greedy and for sampled calls."""
     matches: dict[bool, MatchRates] = field(default_factory=lambda: {False: MatchRates(), True: MatchRates()})
+    margins: dict[tuple[Arm, bool], MarginRates] = field(default_factory=dict)
+    """What an arm's margins are worth, for greedy and for sampled calls."""
     plain: dict[int, Rate] = field(default_factory=dict)
     """Speed without drafting by batch size: measured once, so that later calls need not."""
 
@@ -84,6 +87,9 @@ class Knowledge:
         self.samples += agreement.samples
         for exit_layer, count in agreement.counts.items():
             self.agreement[exit_layer] = self.agreement.get(exit_layer, 0) + count
+
+    def margin_rates(self, arm: Arm, sampled: bool) -> MarginRates:
+        return self.margins.setdefault((arm, sampled), MarginRates())
 
     def tally(self, arm: Arm, sampled: bool) -> Tally:
         return self.tallies.setdefault((arm, sampled), Tally())
@@ -125,6 +131,12 @@ class Knowledge:
         """Seconds of a draft step over `tokens` tokens, all rows together."""
         costs = self.low_bit if arm.low_bit and self.low_bit is not None else self.exact
         return costs.seconds(arm.exit_layer, tokens)
+
+    def next_token_seconds(self, arm: Arm, rows: int) -> float:
+        """Seconds that one more draft token costs: its draft step, and a wider verification."""
+        first = 0 if arm.low_bit else arm.exit_layer
+        narrow, wide = (self.exact.seconds(self.n_layers - first, rows * m) for m in (4, 12))
+        return self.step_seconds(arm, rows) + max(wide - narrow, 0.0) / 8
 
     def lookup_seconds(self, length: int, rows: int, shapes: ShapePlan) -> float:
         """Seconds of a round that verifies `length` tokens drafted for nothing."""

@@ -3,7 +3,7 @@
 A round of K drafts at exit layer E runs K exit heads and (K + 1) E layers one token wide, then L - E layers
 and the head m = K + 1 tokens wide (padded to a safe width). Time per layer grows with the keys that it reads.
 
-For the tuner, which keeps it in the profile, residuals included. `pass_costs` is for draft="auto": single
+For the tuner, which keeps it in the profile, residuals included. `costs` is for draft="auto": single
 passes, timed within the time that wrapping takes.
 """
 

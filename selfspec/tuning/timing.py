@@ -124,8 +124,8 @@ class _Stopwatch:
 
     def draft(self, call: Call, length: int) -> Draft:
         began = time.perf_counter()
-        stop = _NEVER_STOPS if self._cell.checked else None
-        draft = EarlyExit(self._cell.exit_layer, stop=stop).draft(call, length)
+        rule = _NEVER_STOPS if self._cell.checked else None
+        draft = EarlyExit(self._cell.exit_layer, rule=rule).draft(call, length)
         if draft.tokens.is_cuda:
             torch.cuda.synchronize(draft.tokens.device)
         self._draft_seconds = time.perf_counter() - began

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checks import own_generate
-from quick_tuning import PROMPTS, QUICK, REQUEST
+from quick_tuning import PROMPTS, QUICK, REQUEST, where_drafts_pay
 from tiny_models import random_prompts, tiny_model
 
 import selfspec
@@ -27,11 +27,12 @@ def test_the_text_under_a_profile_is_the_same(saved: tuple[Any, Path], sampling:
     long = {**REQUEST, "max_new_tokens": 60, **sampling}
     torch.manual_seed(1)
     plain = selfspec.wrap(model, draft_length=0).generate(**long)
-    for profile in (path, replace(Profile.load(path), setting=Setting(2, 3, 0.4))):
+    for profile in (path, where_drafts_pay(Profile.load(path), Setting(2, 3, 0.4))):
         torch.manual_seed(1)
         wrapped = selfspec.wrap(model, profile=profile)
         assert torch.equal(wrapped.generate(**long, workload="code"), plain)
         assert "profile code" in model.speculation.stats.choice
+    assert model.speculation.stats.drafted > 0
     if not sampling:
         assert torch.equal(plain, own_generate(model, **long))
     selfspec.unwrap(model)
@@ -100,7 +101,7 @@ def test_rows_of_a_batch_keep_their_text_under_a_profile(saved: tuple[Any, Path]
     batch = {**random_prompts(5, 9, 3, 12), "max_new_tokens": 40, "pad_token_id": 0}
     end = int(own_generate(model, **batch)[1, -6])
     expected = own_generate(model, **batch, eos_token_id=end)
-    profile = replace(Profile.load(path), setting=Setting(3, 4))
+    profile = where_drafts_pay(Profile.load(path), Setting(3, 4))
     assert torch.equal(selfspec.wrap(model, profile=profile).generate(**batch, eos_token_id=end), expected)
     assert model.speculation.stats.drafted > 0
     selfspec.unwrap(model)
@@ -114,9 +115,11 @@ def test_a_profile_is_used_in_rejection_mode_too_without_reading_other_exits(
 
     monkeypatch.setattr(following.WatchingExit, "_note", forbidden)
     model, path = saved
-    selfspec.wrap(model, profile=path, acceptance="rejection")
+    profile = where_drafts_pay(Profile.load(path), Setting(3, 4))
+    selfspec.wrap(model, profile=profile, acceptance="rejection")
     out = model.generate(**{**REQUEST, "max_new_tokens": 60}, do_sample=True, top_k=0, workload="code")
     assert out.shape[1] == 5 + 60
+    assert model.speculation.stats.drafted > 0
     selfspec.unwrap(model)
 
 
@@ -129,18 +132,37 @@ def test_in_bf16_the_controller_leaves_sampled_text_as_it_is(
     profile = tune(model, [prompt[:40], prompt[5:45]], workload="code", **quick).profile
     request = {"max_new_tokens": 40, "pad_token_id": 0, **sampling}
     texts = []
-    for settings in ({"draft_length": 0}, {"profile": replace(profile, setting=Setting(3, 4, 0.2))}):
+    for settings in ({"draft_length": 0}, {"profile": where_drafts_pay(profile, Setting(3, 4, 0.2))}):
         torch.manual_seed(5)
         texts.append(selfspec.wrap(model, **settings).generate(torch.tensor([prompt]), **request))
         selfspec.unwrap(model)
     assert torch.equal(*texts)
 
 
-def test_other_exits_are_read_without_changing_text_or_counts_of_the_recording(llama: Any) -> None:
-    recording = record(llama, PROMPTS, max_new_tokens=40)
-    setting = Setting(2, 3)
-    profile = replace(tune(llama, PROMPTS, **QUICK).profile, setting=setting)
-    selfspec.wrap(llama, profile=profile)
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_other_exits_say_what_the_recording_says_and_leave_the_text_as_it_is(
+    tuned: Any, monkeypatch: pytest.MonkeyPatch, threshold: float
+) -> None:
+    model, result = tuned
+    recording = record(model, PROMPTS, max_new_tokens=40)
+    seen: list[tuple[int, int, list[int]]] = []
+    outcome = following._Watched.outcome
+
+    def noted(self: Any) -> tuple[int, int, int]:
+        exit_layer, hits, trials = outcome(self)
+        seen.append((exit_layer, self.generated[0], self.chosen[0, :trials].tolist()))
+        return exit_layer, hits, trials
+
+    monkeypatch.setattr(following._Watched, "outcome", noted)
+    selfspec.wrap(model, profile=where_drafts_pay(result.profile, Setting(2, 3, threshold)))
+    exits = set()
     for p, prompt in enumerate(PROMPTS):
-        out = llama.generate(torch.tensor([prompt]), max_new_tokens=40, pad_token_id=0)
+        out = model.generate(torch.tensor([prompt]), max_new_tokens=40, pad_token_id=0)
         assert out[0, len(prompt) :].tolist() == recording.tokens[p].tolist()
+        while seen:
+            exit_layer, first, chosen = seen.pop()
+            recorded = recording.candidates[recording.index_of(exit_layer), p, first:, 0]
+            assert chosen == recorded[: len(chosen)].tolist()
+            exits.add(exit_layer)
+    assert exits == {1, 2, 3}
+    selfspec.unwrap(model)

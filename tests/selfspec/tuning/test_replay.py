@@ -150,7 +150,7 @@ def test_rules_by_position_stop_in_replay_where_they_stop_in_the_engine(
     from selfspec import speculation
     from selfspec.drafting import EarlyExit
 
-    monkeypatch.setattr(speculation, "EarlyExit", lambda e, *_: EarlyExit(e, stop=rule))
+    monkeypatch.setattr(speculation, "EarlyExit", lambda e, *_: EarlyExit(e, rule=rule))
     settings = [Setting(e, k, stop=rule) for e in (2, 3) for k in (2, 6)]
     check(llama, [[5, 6, 7], [9, 8]], settings, max_new_tokens=24)
 
