@@ -9,6 +9,7 @@ from selfspec.config import ConfigError, SpeculationConfig
 from selfspec.fallback import NotSpeculatedError
 from selfspec.rows import RoundEvent
 from selfspec.stats import Stats
+from selfspec.tuning.profile import Profile, ProfileError
 from selfspec.wrapping import generate, is_wrapped, unwrap, wrap
 
 __version__ = "0.1.0"
@@ -16,6 +17,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ConfigError",
     "NotSpeculatedError",
+    "Profile",
+    "ProfileError",
     "RoundEvent",
     "SpeculationConfig",
     "Stats",

@@ -53,6 +53,11 @@ class SpeculationConfig:
     """Stop drafting after a token whose probability under the draft is below this (0: never)."""
     deterministic: bool = True
     """Compute at shapes whose rows do not depend on the shape, so that rounding never changes the text."""
+    profile: Any = None
+    """Tuned settings of drafts by early exit (`selfspec tune`): a profile, a file of one, or several of
+    either. Naming one means draft="early_exit". None finds those kept for this model: draft="early_exit"
+    follows the newest that was tuned for greedy or for sampled calls, as the call is; draft="auto" goes on
+    measuring unless a call names its workload. An empty list takes none."""
     strict: bool = False
     """Raise where a generate option cannot be speculated, instead of using the model's own generate."""
 
@@ -72,6 +77,11 @@ class SpeculationConfig:
         if threshold and self.tree != "chain":
             raise ConfigError(
                 f"confidence_threshold={threshold}: it stops chains; a tree={self.tree!r} has one shape"
+            )
+        if self.names_profiles and self.against_profiles:
+            raise ConfigError(
+                f"profile with {self.against_profiles}: a profile chooses exit layer, draft length and where "
+                "to stop, for draft='early_exit'; leave the one or the other out"
             )
 
     def _check_tree(self) -> None:
@@ -97,10 +107,27 @@ class SpeculationConfig:
 
     @property
     def kind(self) -> str:
-        """`draft`, with "auto" resolved where a number for E or K has already chosen."""
-        if self.draft == "auto" and (self.exit_layer != "auto" or self.draft_length == 0):
-            return "early_exit"
-        return self.draft
+        """`draft`, with "auto" resolved where a number for E or K, or a profile, has already chosen."""
+        chosen = self.exit_layer != "auto" or self.draft_length == 0 or self.names_profiles
+        return "early_exit" if self.draft == "auto" and chosen else self.draft
+
+    @property
+    def names_profiles(self) -> bool:
+        """Whether profiles were given, rather than found or turned off."""
+        return self.profile is not None and not (isinstance(self.profile, (list, tuple)) and not self.profile)
+
+    @property
+    def against_profiles(self) -> str:
+        """The setting that leaves a profile no choice, "" for none."""
+        free = {
+            "draft": ("auto", "early_exit"),
+            "exit_layer": ("auto",),
+            "draft_length": ("auto",),
+            "tree": ("chain",),
+            "confidence_threshold": (0,),
+        }
+        fixed = (name for name, allowed in free.items() if getattr(self, name) not in allowed)
+        return next((f"{name}={getattr(self, name)!r}" for name in fixed), "")
 
     @classmethod
     def of(cls, **settings: Any) -> "SpeculationConfig":

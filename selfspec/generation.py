@@ -39,16 +39,19 @@ def decode(
     streamer: Any = None,
     prompt_streamed: bool = False,
     on_round: Callable[[RoundEvent], None] | None = None,
+    workload: str | None = None,
     **model_arguments: Any,
 ) -> Output:
     """Generate speculatively from a request that Hugging Face's generate() has prepared.
 
     Args:
         input_ids: left-padded prompts [B, P].
+        workload: name of the profile to use.
 
     Raises:
         NotSpeculatedError: the request needs the model's own generate; nothing has been generated yet.
         ValueError: a prompt that cannot be generated from; the message says what to do.
+        ProfileError: there is no profile of that workload, or the settings leave none a choice.
     """
     began = time.perf_counter()
     check_request(generation_config, logits_processor, len(input_ids), model_arguments)
@@ -56,7 +59,7 @@ def decode(
     mask = model_arguments.get("attention_mask")
     check_prompts(input_ids, mask, decoder.vocab_size, decoder.max_positions)
     rows = _rows(decoder, input_ids, mask, generation_config, stopping_criteria)
-    call = _call(speculation, model, decoder, rows, generation_config, logits_processor)
+    call = _call(speculation, model, decoder, rows, generation_config, logits_processor, workload)
     call.on_round = on_round
     if streamer is not None:
         if not prompt_streamed:
@@ -113,16 +116,18 @@ def _call(
     rows: Rows,
     config: GenerationConfig,
     processors: LogitsProcessorList,
+    workload: str | None,
 ) -> Call:
     shapes = speculation.shapes(decoder)
     slots = rows.sequences.shape[1]
-    drafter, pacer, stats, reading = speculation.strategy(model, decoder, rows, bool(config.do_sample))
+    sampled = bool(config.do_sample)
+    drafter, pacer, stats, reading = speculation.strategy(model, decoder, rows, sampled, workload)
     return Call(
         decoder=decoder,
         cache=KVCache(len(rows.active), decoder.n_layers, shapes.key_length(min(slots, 4096))),
         rows=rows,
         processors=Processors(list(processors)),
-        mode=_mode(speculation, decoder, rows) if config.do_sample else Greedy(),
+        mode=_mode(speculation, decoder, rows) if sampled else Greedy(),
         drafter=drafter,
         pacer=pacer,
         shapes=shapes,

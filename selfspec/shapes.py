@@ -49,6 +49,16 @@ class ShapePlan:
 FASTEST = ShapePlan()
 
 
+def describe(shapes: ShapePlan, deterministic: bool) -> str:
+    """Whether rounding can change the text under these shapes, in words."""
+    if not deterministic:
+        return "not deterministic: rounding may flip a near-tie when settings change"
+    if not shapes.exact:
+        return "this machine offers no shapes with bit-equal rows: rounding may flip a near-tie"
+    width, quantum = shapes.width(1, 1), shapes.key_quantum
+    return f"bit-equal rows: at least {width} query tokens, keys in multiples of {quantum}"
+
+
 def probe(decoder: LayeredDecoder) -> ShapePlan:
     """The smallest shapes at which this model's products and attention give bit-equal rows."""
     config = decoder.config

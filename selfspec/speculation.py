@@ -9,17 +9,19 @@ from layer_skip.decoder import LayeredDecoder
 from layer_skip.low_bit import LowBitView, NothingToViewError
 from selfspec.call import Drafter
 from selfspec.config import SpeculationConfig
-from selfspec.drafting import EarlyExit, Lookup, LowBit, ModelDrafter
+from selfspec.drafting import EarlyExit, Lookup, LowBit, ModelDrafter, StopRule
 from selfspec.drafting.margins import MarginStop
 from selfspec.drafting.suffix_automaton import SuffixAutomaton
 from selfspec.pacing import FixedLength, Pacer, PayCheck, Rate
 from selfspec.rows import Rows
-from selfspec.shapes import FASTEST, ShapePlan, probe
+from selfspec.shapes import FASTEST, ShapePlan, describe, probe
 from selfspec.stats import Stats
 from selfspec.strategy import make_view, read_corpus
 from selfspec.tuning.auto import Auto
 from selfspec.tuning.costs import WIDTHS, time_passes
+from selfspec.tuning.following import follow
 from selfspec.tuning.knowledge import LONGEST, Arm, Knowledge
+from selfspec.tuning.profile import Profile, profile_of_call
 from selfspec.tuning.reading import Reading, affordable_samples
 
 _READING_SHARE = 0.02
@@ -44,6 +46,9 @@ class Speculation:
         self.view: LowBitView | None = None
         self.view_note = ""
         """What was viewed in low bits, or why nothing was."""
+        self.profiles: dict[str, Profile] = {}
+        """By workload, the newest last."""
+        self._model: Any = None
         self._corpus: SuffixAutomaton | None = None
         self._knowledge: Knowledge | None = None
         self._lock = threading.Lock()
@@ -66,19 +71,56 @@ class Speculation:
         low_bit = None if self.view is None else time_passes(self.view.of(decoder))
         self._knowledge = Knowledge(decoder.n_layers, exact, low_bit, self.config.draft_bits)
 
+    def attach(self, model: Any, profiles: dict[str, Profile]) -> None:
+        """Take up the model that `tune` works on, and its profiles."""
+        self._model = model
+        self.profiles = profiles
+
+    def tune(self, prompts: Any, *, workload: str = "default", **options: Any) -> Profile:
+        """Choose exit layer, draft length and stop rule of early exit drafts for a workload.
+
+        Calls follow the profile from now on where they name the workload, and by default with
+        draft="early_exit"; draft="auto" has other drafts to choose from and goes on measuring.
+
+        Args:
+            prompts: token ids, a list per prompt; or texts, with `tokenizer=`.
+            workload: a name to call it by in `generate(..., workload=)`.
+            options: those of `selfspec.tuning.tune.tune` (max_new_tokens, batch, limits, generate_arguments
+                and more), and `save`: a file for the profile, or None to keep it in memory only; by default
+                it goes where `wrap` finds it by itself.
+
+        Raises:
+            ValueError: no prompts, or none that fits the model.
+            OSError: the file named by `save` cannot be written; nothing has been measured yet.
+        """
+        from selfspec.tuning.session import tune_model  # it drives the engine, which needs this module
+
+        tuned = tune_model(self._model, prompts, workload=workload, config=self.config, **options)
+        with self._lock:
+            others = {name: profile for name, profile in self.profiles.items() if name != workload}
+            self.profiles = {**others, workload: tuned.profile}
+        return tuned.profile
+
     def shapes(self, decoder: LayeredDecoder) -> ShapePlan:
         """The shapes to compute at, probed once per shape, dtype and device."""
         return probe(decoder) if self.config.deterministic else FASTEST
 
     def strategy(
-        self, model: Any, decoder: LayeredDecoder, rows: Rows, sampled: bool
+        self, model: Any, decoder: LayeredDecoder, rows: Rows, sampled: bool, workload: str | None = None
     ) -> tuple[Drafter, Pacer, Stats, Reading | None]:
         """Drafter and pacer of a call, its statistics, and what reads the exits along its prompt."""
+        profile = profile_of_call(self.profiles, self.config, sampled, workload)
+        if profile is not None:
+            coupled = not sampled or self.config.acceptance == "coupled"
+            stats = Stats(
+                shapes=describe(self.shapes(decoder), self.config.deterministic), view=self.view_note
+            )
+            return *follow(profile, rows, coupled, stats), stats, None
         with self._lock:
             if self._knowledge is None:  # a copy of a wrapped model, or one that was not wrapped
                 self.prepare(model, decoder, quiet=True)
         shapes = self.shapes(decoder)
-        stats = Stats(shapes=self._describe(shapes), view=self.view_note)
+        stats = Stats(shapes=describe(shapes, self.config.deterministic), view=self.view_note)
         fixed = self._fixed(decoder, stats, sampled)
         if fixed is not None:
             return *fixed, stats, None
@@ -153,7 +195,8 @@ class Speculation:
 
     def _drafter(self, arm: Arm, stop: MarginStop | None = None) -> ModelDrafter:
         config = self.config
-        how = (config.shape, config.confidence_threshold, stop, config.tree == "siblings")
+        rule = StopRule.below(config.confidence_threshold)
+        how = (config.shape, rule, stop, config.tree == "siblings")
         if arm.low_bit and self.view is not None:
             return LowBit(self.view, arm.exit_layer, *how)
         return EarlyExit(arm.exit_layer, *how)
@@ -197,14 +240,6 @@ class Speculation:
         budget = _READING_SHARE * rows.max_new_tokens * step / _USUAL_SPEEDUP
         samples = affordable_samples(budget, knowledge.exact.head[-1] / WIDTHS[-1], decoder.n_layers)
         return Reading(samples) if samples else None
-
-    def _describe(self, shapes: ShapePlan) -> str:
-        if not self.config.deterministic:
-            return "not deterministic: rounding may flip a near-tie when settings change"
-        if not shapes.exact:
-            return "this machine offers no shapes with bit-equal rows: rounding may flip a near-tie"
-        width, quantum = shapes.width(1, 1), shapes.key_quantum
-        return f"bit-equal rows: at least {width} query tokens, keys in multiples of {quantum}"
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy measures and packs its own: a view follows the weights of one model.

@@ -20,6 +20,7 @@ from selfspec.fallback import NotSpeculatedError, check_arguments, check_mask_sh
 from selfspec.generation import Output, callers_streamer, decode
 from selfspec.rows import RoundEvent
 from selfspec.speculation import Speculation
+from selfspec.tuning.store import kept_profiles, load_profiles
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -36,6 +37,7 @@ def wrap(model: Model, **settings: Any) -> Model:
     Raises:
         ConfigError: an unknown or impossible setting; the message says what is allowed.
         UnsupportedModelError: a model that cannot be taken apart; the message says why.
+        ProfileError: a profile that cannot be read, or is for another model, device or dtype.
     """
     config = SpeculationConfig.of(**settings)
     if "generate" in vars(model) and not is_wrapped(model):
@@ -43,7 +45,9 @@ def wrap(model: Model, **settings: Any) -> Model:
     decoder = LayeredDecoder(model)
     config.check_model(decoder.n_layers, decoder.takes_trees)
     check_decoder(model, decoder)
+    profiles = kept_profiles(model) if config.profile is None else load_profiles(config.profile, model)
     speculation = Speculation(config)
+    speculation.attach(model, profiles)
     speculation.prepare(model, decoder)
     model.speculation = speculation  # type: ignore[assignment]
     model.generate = SpeculativeGenerate(model)  # type: ignore[assignment]
@@ -85,9 +89,15 @@ class SpeculativeGenerate:
         *arguments: Any,
         streamer: Any = None,
         on_round: Callable[[RoundEvent], None] | None = None,
+        workload: str | None = None,
         **keywords: Any,
     ) -> Output:
-        """As the model's own generate; `on_round` is called with a RoundEvent per row and round."""
+        """As the model's own generate.
+
+        Args:
+            on_round: called with a RoundEvent per row and round.
+            workload: name of the profile to draft by (default: see `SpeculationConfig.profile`).
+        """
         model: Any = self._model
         own_generate = functools.partial(type(model).generate, model)
         if _falling_back.get():
@@ -97,7 +107,9 @@ class SpeculativeGenerate:
             prompts = keywords.get("input_ids") if inputs is None else inputs
             check_mask_shape(prompts, keywords.get("attention_mask"))
             # The streamer stays here: generate() would put the prompt into it before the request is checked.
-            method = functools.partial(decode, model.speculation, streamer=streamer, on_round=on_round)
+            method = functools.partial(
+                decode, model.speculation, streamer=streamer, on_round=on_round, workload=workload
+            )
             return own_generate(inputs, *arguments, custom_generate=method, **keywords)
         except NotSpeculatedError as error:
             _warn_or_raise(error, model.speculation.config.strict, caller=3)

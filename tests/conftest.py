@@ -13,6 +13,7 @@ import transformers
 from tiny_models import tiny_model as build_tiny_model
 
 from layer_skip import REFERENCE_MODEL
+from selfspec.tuning import store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +27,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_profiles_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Profiles kept on this machine would change how drafts are made; tests keep their own."""
+    monkeypatch.setattr(store, "profiles_folder", lambda: tmp_path / "kept profiles")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

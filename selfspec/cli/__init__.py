@@ -1,4 +1,4 @@
-"""The `selfspec` command: generate, bench, inspect, train, demo.
+"""The `selfspec` command: generate, bench, tune, inspect, train, demo.
 
 Only typer and rich are imported here; torch and transformers come with the first command that needs them, so
 that `selfspec --help` answers at once.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from selfspec.cli import bench, demo, generate, inspect, train
+from selfspec.cli import bench, demo, generate, inspect, train, tune
 from selfspec.cli.errors import complain, reporting
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for _module in (generate, bench, inspect, train, demo):
+for _module in (generate, bench, tune, inspect, train, demo):
     app.command(_module.__name__.rpartition(".")[2])(reporting(_module.command))
 
 # Some releases of typer bring their own click: only typer's own names lead to the class that it raises.

@@ -4,5 +4,6 @@ from selfspec.drafting.early_exit import EarlyExit
 from selfspec.drafting.hybrid import Hybrid, ModelDrafter
 from selfspec.drafting.lookup import Lookup
 from selfspec.drafting.low_bit import LowBit
+from selfspec.drafting.stopping import StopRule
 
-__all__ = ["EarlyExit", "Hybrid", "Lookup", "LowBit", "ModelDrafter"]
+__all__ = ["EarlyExit", "Hybrid", "Lookup", "LowBit", "ModelDrafter", "StopRule"]

@@ -7,6 +7,7 @@ from layer_skip.span import Span
 from selfspec.call import Call
 from selfspec.drafting.expansion import expand, expand_while_sure, with_graft
 from selfspec.drafting.margins import MarginStop
+from selfspec.drafting.stopping import StopRule
 from selfspec.round import Draft
 from selfspec.tree import Level, TreeOfDepth, chain
 
@@ -17,8 +18,8 @@ class EarlyExit:
     Args:
         exit_layer: E.
         shape: the tree of a given depth; by default a chain.
-        confidence_threshold: where a chain stops early, see `expand`.
-        stop: draft chains as long as it says, see `expand_while_sure`.
+        rule: where a chain stops early, the same in every round, see `expand`.
+        stop: draft chains as long as it says, which it learns on the way, see `expand_while_sure`.
         siblings: whether those get second choices where the draft is not sure.
     """
 
@@ -26,13 +27,13 @@ class EarlyExit:
         self,
         exit_layer: int,
         shape: TreeOfDepth = chain,
-        confidence_threshold: float = 0.0,
+        rule: StopRule | None = None,
         stop: MarginStop | None = None,
         siblings: bool = False,
     ) -> None:
         self.exit_layer = exit_layer
         self.shape = shape
-        self._threshold = confidence_threshold
+        self.rule = rule
         self.stop = stop
         self._siblings = siblings
 
@@ -52,7 +53,7 @@ class EarlyExit:
             tree, tokens = expand_while_sure(call, length, read, self.stop, self._siblings, graft)
             span = span if tree.is_chain else call.lay_out(tree)
         else:
-            tree, tokens = expand(call, tree, read, self._threshold, graft)
+            tree, tokens = expand(call, tree, read, self.rule, graft)
         nodes = torch.cat([call.rows.last_tokens()[:, None], tokens.clamp(min=0)], dim=1)
         leaves = self._early_layers(call, span, nodes[:, tree.n_inner :], tree.n_inner)
         hidden.append(leaves[:, : tree.size - tree.n_inner])
@@ -66,5 +67,7 @@ class EarlyExit:
         width = call.shapes.width(*tokens.shape)
         span = span.narrow(first, width)
         spare = tokens[:, -1:].expand(-1, width - tokens.shape[1])
-        hidden = call.decoder.embed(torch.cat([tokens, spare], dim=1), span)
+        return self._run_early(call, call.decoder.embed(torch.cat([tokens, spare], dim=1), span), span)
+
+    def _run_early(self, call: Call, hidden: Tensor, span: Span) -> Tensor:
         return call.decoder.run(hidden, 0, self.exit_layer, span, call.cache.window(span))

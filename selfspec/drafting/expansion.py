@@ -7,6 +7,7 @@ from torch import Tensor
 
 from selfspec.call import Call
 from selfspec.drafting.margins import MarginStop
+from selfspec.drafting.stopping import StopRule
 from selfspec.round import NOTHING
 from selfspec.tree import Level, Tree, chain, forked, grafted
 
@@ -15,14 +16,13 @@ ReadLevel = Callable[[Tensor, Level], Tensor]
 
 
 def expand(
-    call: Call, tree: Tree, read: ReadLevel, confidence_threshold: float = 0.0, graft: Tensor | None = None
+    call: Call, tree: Tree, read: ReadLevel, rule: StopRule | None = None, graft: Tensor | None = None
 ) -> tuple[Tree, Tensor]:
     """Choose the candidates of `tree` level by level.
 
     Args:
+        rule: when a row of a chain stops, None for never.
         graft: tokens [B, tree.grafted] of the branch that comes from elsewhere.
-        confidence_threshold: a row of a chain stops after a token whose probability under the draft is below
-            this. The token itself is still verified, so the text is unbiased in every mode.
 
     Returns:
         The tree, cut where every row has stopped, and its tokens [B, n] (NOTHING where a row had stopped).
@@ -31,6 +31,7 @@ def expand(
     if graft is not None:
         nodes[:, tree.size - tree.grafted :] = graft
     going = torch.ones(len(nodes), dtype=torch.bool, device=nodes.device)
+    worth: Tensor | None = None
     for level in tree.levels:
         logits = read(nodes[:, level.first : level.last].clamp(min=0), level)
         scores = call.processors(logits, call.rows, nodes[:, 1:], tree.paths[level.first : level.last])
@@ -39,10 +40,10 @@ def expand(
             nodes[:, level.children[0]] = picked[:, 0, 0]
         else:
             nodes[:, list(level.children)] = picked[:, list(level.parents), list(level.ranks)]
-        if confidence_threshold:
-            confidence = scores[:, 0].softmax(dim=-1).gather(1, picked[:, 0])[:, 0]
+        if rule is not None:
+            worth = rule.worth(worth, confidence_of(picked[:, 0, 0], scores[:, 0]), level.depth)
             nodes[:, level.children[0]].masked_fill_(~going, NOTHING)
-            going &= confidence >= confidence_threshold
+            going &= ~rule.stops(worth, level.depth)
             if not bool(going.any()):
                 tree = chain(level.depth + 1)
                 break
@@ -83,3 +84,8 @@ def expand_while_sure(
 def with_graft(tree: Tree, graft: Tensor | None) -> Tree:
     """`tree` with a branch for the tokens [B, n] of `graft`."""
     return tree if graft is None else grafted(tree, graft.shape[1])
+
+
+def confidence_of(token: Tensor, scores: Tensor) -> Tensor:
+    """The draft's own probability [B] of token [B] under processed scores [B, V]."""
+    return scores.softmax(dim=-1).gather(1, token[:, None])[:, 0]

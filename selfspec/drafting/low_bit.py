@@ -7,6 +7,7 @@ from layer_skip.low_bit import LowBitView
 from selfspec.call import Call
 from selfspec.drafting.expansion import expand, expand_while_sure, with_graft
 from selfspec.drafting.margins import MarginStop
+from selfspec.drafting.stopping import StopRule
 from selfspec.round import Draft
 from selfspec.shapes import FASTEST
 from selfspec.tree import Level, TreeOfDepth, chain
@@ -21,8 +22,8 @@ class LowBit:
         view: layers and head in few bits.
         exit_layer: E, up to the number of layers of the view.
         shape: the tree of a given depth; by default a chain.
-        confidence_threshold: where a chain stops early, see `expand`.
-        stop: draft chains as long as it says, see `expand_while_sure`.
+        rule: where a chain stops early, the same in every round, see `expand`.
+        stop: draft chains as long as it says, which it learns on the way, see `expand_while_sure`.
         siblings: whether those get second choices where the draft is not sure.
     """
 
@@ -31,14 +32,14 @@ class LowBit:
         view: LowBitView,
         exit_layer: int,
         shape: TreeOfDepth = chain,
-        confidence_threshold: float = 0.0,
+        rule: StopRule | None = None,
         stop: MarginStop | None = None,
         siblings: bool = False,
     ) -> None:
         self._view = view
         self.exit_layer = exit_layer
         self.shape = shape
-        self._threshold = confidence_threshold
+        self.rule = rule
         self.stop = stop
         self._siblings = siblings
 
@@ -60,6 +61,6 @@ class LowBit:
             tree, tokens = expand_while_sure(call, length, read, self.stop, self._siblings, graft)
             span = span if tree.is_chain else call.lay_out(tree)
         else:
-            tree, tokens = expand(call, tree, read, self._threshold, graft)
+            tree, tokens = expand(call, tree, read, self.rule, graft)
         nodes = torch.cat([call.rows.last_tokens()[:, None], tokens.clamp(min=0)], dim=1)
         return Draft(tree, span, tokens, call.decoder.embed(nodes, span.narrow(0, tree.size)))

@@ -1,4 +1,8 @@
-"""What the passes of a round cost on this machine: a few layers timed once, at wrap time."""
+"""What single passes cost on this machine: a few layers and the head timed once, at wrap time.
+
+For draft="auto", which compares all kinds of drafts and cannot wait. `round_costs` is for the tuner: real
+rounds of early exit drafts, timed whole and fitted, which takes seconds and predicts tokens per second.
+"""
 
 import time
 from collections.abc import Callable, Sequence

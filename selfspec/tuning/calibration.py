@@ -1,0 +1,119 @@
+"""How far an exit's confidence can be believed, by draft position; the stop rule that follows from costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selfspec.drafting.stopping import StopRule
+from selfspec.tuning.recording import Recording
+from selfspec.tuning.replay import run_lengths
+
+BINS = 32
+"""Bins of confidence in a rule's table."""
+_ECE_BINS = 10
+_TEMPERATURES = tuple(2.0 ** (i / 2) for i in range(-3, 7))
+_SHIFTS = tuple(i / 2 for i in range(-4, 11))
+_GRID = tuple((t, b) for t in _TEMPERATURES for b in _SHIFTS)
+_LEAST_SAMPLES = 50
+"""Positions with fewer samples keep the temperature of the one before."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Of one exit layer."""
+
+    exit_layer: int
+    temperatures: tuple[float, ...]
+    """By draft position: a token of confidence p stands with chance
+    sigmoid(logit(p) / temperature + shift)."""
+    shifts: tuple[float, ...]
+    """A temperature alone cannot help where draft and target agree on a token that both find unlikely: the
+    best of many may have a confidence of 0.1 and stand half of the time."""
+    acceptance: tuple[float, ...]
+    """By draft position: share of tokens that stand, given that those before them do."""
+    raw_error: float
+    """ECE of confidence as it is, over all positions that a draft could begin at."""
+    error: float
+    """ECE after calibration."""
+    reliability: tuple[tuple[float, float, int], ...]
+    """Per bin of raw confidence: its mean, the share that stood, and how many there were."""
+
+    def chances(self) -> tuple[tuple[float, ...], ...]:
+        """The table of `StopRule`: chance by draft position and bin of confidence."""
+        middle = (torch.arange(BINS) + 0.5) / BINS
+        return tuple(
+            tuple(tempered(middle, *fit).tolist()) for fit in zip(self.temperatures, self.shifts, strict=True)
+        )
+
+
+def tempered(confidence: Tensor, temperature: float, shift: float = 0.0) -> Tensor:
+    """sigmoid(logit(p) / temperature + shift)."""
+    return torch.sigmoid(torch.logit(confidence.double(), eps=1e-6) / temperature + shift)
+
+
+def calibrate(recording: Recording, exit_layer: int, positions: int = 8) -> Calibration:
+    """Temperature and shift per draft position that minimise the calibration error there.
+
+    Position j is fitted on the drafts whose first j tokens stand: on those alone the recording holds the
+    draft's own confidence. A product of factors, each calibrated given the ones before it, is calibrated.
+    """
+    e = recording.index_of(exit_layer)
+    confidence, right, inside = recording.confidence[e], recording.right[e], recording.inside
+    run = run_lengths(right)[:, :-1]
+    fits: list[tuple[float, float]] = []
+    acceptance: list[float] = []
+    for j in range(min(positions, recording.max_new_tokens)):
+        width = recording.max_new_tokens - j
+        reached = (run[:, :width] >= j) & inside[:, j:]
+        stated, stood = confidence[:, j:][reached], right[:, j:][reached]
+        if len(stated) < _LEAST_SAMPLES and fits:
+            break
+        fits.append(min(_GRID, key=lambda fit: calibration_error(tempered(stated, *fit), stood)))
+        acceptance.append(float(stood.double().mean()) if len(stood) else 0.0)
+    return Calibration(
+        exit_layer,
+        tuple(temperature for temperature, _ in fits),
+        tuple(shift for _, shift in fits),
+        tuple(acceptance),
+        calibration_error(confidence[inside], right[inside]),
+        calibration_error(tempered(confidence[inside], *fits[0]), right[inside]),
+        reliability(confidence[inside], right[inside]),
+    )
+
+
+def reliability(stated: Tensor, stood: Tensor) -> tuple[tuple[float, float, int], ...]:
+    """Per bin of stated chance [n]: its mean, the share of stood [n] in it, and its count; no empty bins."""
+    bins = (stated * _ECE_BINS).long().clamp(max=_ECE_BINS - 1)
+    counts = torch.bincount(bins, minlength=_ECE_BINS)
+    means = torch.bincount(bins, weights=stated.double(), minlength=_ECE_BINS) / counts
+    shares = torch.bincount(bins, weights=stood.double(), minlength=_ECE_BINS) / counts
+    rows = zip(means.tolist(), shares.tolist(), counts.tolist(), strict=True)
+    return tuple(row for row in rows if row[2])
+
+
+def calibration_error(stated: Tensor, stood: Tensor) -> float:
+    """Expected calibration error, 0 to 1: mean |stated - true| over bins, by count (Naeini et al. 2015)."""
+    rows = reliability(stated, stood)
+    total = sum(count for _, _, count in rows)
+    return sum(abs(mean - share) * count for mean, share, count in rows) / total if total else 0.0
+
+
+def paying_rule(
+    calibration: Calibration, step_seconds: Sequence[float], tokens_per_second: float
+) -> StopRule:
+    """Draft on while the next token's chance to count is worth its time.
+
+    The next token costs its draft step and the wider verification, `step_seconds` [K-1] by draft position. At
+    the speed that generation reaches anyway that time would have brought seconds * tokens_per_second tokens,
+    so the chance must be at least that: worth of the chain so far * mean acceptance of the next position.
+    """
+    last = len(calibration.acceptance) - 1
+    thresholds = []
+    for j, seconds in enumerate(step_seconds):
+        chance = max(calibration.acceptance[min(j + 1, last)], 1e-3)
+        thresholds.append(min(max(seconds * tokens_per_second / chance, 0.0), 1.0))
+    return StopRule(tuple(thresholds) or (0.0,), calibration.chances())

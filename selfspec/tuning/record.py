@@ -1,0 +1,207 @@
+"""Record: one plain pass per prompt along the target's own text, with every exit read on the way.
+
+The engine itself runs it, with a drafter that drafts nothing. So the prompts are prefilled, the scores
+processed, the noise keyed and the passes shaped exactly as they are when an exit drafts: at the width of a
+draft step, from hidden states that the target's own layers computed. That is what makes replay exact.
+
+`selfspec.tuning.reading` is the quick estimate beside it, which draft="auto" makes along a call's prompt.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layer_skip.decoder import LayeredDecoder
+from selfspec.call import Call, Drafter
+from selfspec.config import SpeculationConfig
+from selfspec.drafting.expansion import confidence_of
+from selfspec.generation import decode
+from selfspec.pacing import FixedLength, Pacer
+from selfspec.round import Draft
+from selfspec.rows import Rows
+from selfspec.speculation import Speculation
+from selfspec.stats import Stats
+from selfspec.tree import chain
+from selfspec.tuning.recording import TOP, Recording, joined
+
+CHUNK = 8
+"""Prompts recorded together. Logits are held for one exit and one token per row at a time."""
+
+
+def record(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 128,
+    exits: Sequence[int] | None = None,
+    seed: int = 0,
+    deterministic: bool = True,
+    generate_arguments: Mapping[str, Any] | None = None,
+    chunk: int = CHUNK,
+    advance: Callable[[str, int], None] = lambda name, total: None,
+) -> Recording:
+    """Read every exit along the texts that `model` writes after `prompts`.
+
+    Args:
+        prompts: token ids.
+        exits: exit layers to read (default: all below the last layer).
+        seed: as for `torch.manual_seed` before each prompt's own call, when sampling.
+        generate_arguments: the workload's, such as do_sample and temperature. Sampling is coupled.
+        advance: told before each chunk what is done, and how many chunks there are.
+
+    Raises:
+        ValueError: there are no prompts, or one that the engine refuses.
+    """
+    if not prompts:
+        raise ValueError("there are no prompts: recording needs at least one")
+    n_layers = LayeredDecoder(model).n_layers
+    layers = tuple(range(1, n_layers) if exits is None else exits)
+    if not layers or any(not 1 <= e < n_layers for e in layers):
+        raise ValueError(f"exits={list(layers)}: this model's are 1 to {n_layers - 1}")
+    arguments = {**(generate_arguments or {}), "max_new_tokens": max_new_tokens}
+    groups = _groups(prompts, chunk)
+    found: dict[int, Recording] = {}
+    for group in groups:
+        advance("recording", len(groups))
+        part = _record_group(model, [prompts[i] for i in group], layers, seed, deterministic, arguments)
+        found |= {i: part.of_prompts([place]) for place, i in enumerate(group)}
+    return joined([found[i] for i in range(len(prompts))])
+
+
+def _groups(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Prompts of like length together, equal ones apart: among equals noise is keyed by their ordinal."""
+    groups: list[list[int]] = []
+    contents: list[set[tuple[int, ...]]] = []
+    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        prompt = tuple(prompts[i])
+        place = next((g for g, c in enumerate(contents) if len(c) < size and prompt not in c), None)
+        if place is None:
+            place = len(groups)
+            groups.append([])
+            contents.append(set())
+        groups[place].append(i)
+        contents[place].add(prompt)
+    return groups
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
+    """input_ids and attention_mask [P, T] of prompts of any lengths."""
+    width = max(map(len, prompts))
+    ids = [[pad] * (width - len(p)) + list(p) for p in prompts]
+    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+
+
+def run_engine(model: Any, speculation: Speculation, seed: int, **arguments: Any) -> Any:
+    """The model's generate through our engine with another `speculation`, leaving torch's generator alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        method = functools.partial(decode, speculation)
+        return type(model).generate(model, custom_generate=method, **arguments)
+
+
+def pad_token(model: Any) -> int:
+    """The token that prompts are padded with: any will do, since rows are kept without padding."""
+    value = getattr(model.generation_config, "pad_token_id", None)
+    return 0 if value is None else int(value)
+
+
+def _record_group(
+    model: Any,
+    prompts: list[Sequence[int]],
+    exits: tuple[int, ...],
+    seed: int,
+    deterministic: bool,
+    arguments: Mapping[str, Any],
+) -> Recording:
+    reader = ExitReader(exits, len(prompts))
+    pad = pad_token(model)
+    inputs = left_padded(prompts, pad, model.device)
+    run_engine(model, _Recorder(reader, deterministic), seed, **{"pad_token_id": pad, **arguments}, **inputs)
+    sampled = arguments.get("do_sample")
+    sampled = model.generation_config.do_sample if sampled is None else sampled
+    return reader.recording(prompts, int(arguments["max_new_tokens"]), bool(sampled), seed)
+
+
+class _Recorder(Speculation):
+    """Plain rounds with a drafter that only reads."""
+
+    def __init__(self, reader: ExitReader, deterministic: bool) -> None:
+        super().__init__(SpeculationConfig(draft_length=0, deterministic=deterministic))
+        self._reader = reader
+
+    def strategy(self, *_: Any) -> tuple[Drafter, Pacer, Stats, None]:
+        return self._reader, FixedLength(0), Stats(), None
+
+
+@dataclass
+class ExitReader:
+    """A drafter that drafts nothing: it runs the last token through all layers and reads every exit."""
+
+    exits: tuple[int, ...]
+    n_rows: int
+    _rows: Rows | None = None
+    _steps: list[tuple[list[int], Tensor, Tensor]] = field(default_factory=list)
+    """Of every round: the rows, their candidates [X, B, TOP] and confidences [X, B]."""
+
+    def draft(self, call: Call, length: int) -> Draft:
+        """Read the exits in front of the next token of every row."""
+        self._rows = call.rows
+        token, tree = call.rows.last_tokens(), chain(0)
+        nothing = token.new_empty(len(token), 0)
+        whole = call.lay_out(tree)
+        span = whole.narrow(0, call.shapes.width(len(token), 1))
+        window = call.cache.window(span)
+        hidden = call.decoder.embed(token[:, None].expand(-1, span.width), span)
+        done, candidates, confidences = 0, [], []
+        for exit_layer in (*self.exits, call.decoder.n_layers):
+            hidden = call.decoder.run(hidden, done, exit_layer, span, window)
+            done = exit_layer
+            if exit_layer < call.decoder.n_layers:
+                logits = call.decoder.logits(hidden)[:, :1]
+                scores = call.processors(logits, call.rows, nothing, tree.paths)
+                best = _ranked(call, scores)
+                candidates.append(best)
+                confidences.append(confidence_of(best[:, 0], scores[:, 0]))
+        # One copy to the host per round.
+        self._steps.append(
+            (list(call.rows.active), torch.stack(candidates).int().cpu(), torch.stack(confidences).cpu())
+        )
+        return Draft(tree, whole, nothing, hidden[:, :1], call.decoder.n_layers)
+
+    def recording(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampled: bool, seed: int
+    ) -> Recording:
+        """All that was read, laid out by prompt."""
+        shape = (len(self.exits), self.n_rows, max_new_tokens)
+        candidates = torch.full((*shape, TOP), -1, dtype=torch.int32)
+        confidence = torch.zeros(shape)
+        tokens = torch.full(shape[1:], -1, dtype=torch.int32)
+        for step, (rows, best, chance) in enumerate(self._steps):
+            candidates[:, rows, step] = best
+            confidence[:, rows, step] = chance
+        lengths = torch.zeros(self.n_rows, dtype=torch.int64)
+        if self._rows is not None:
+            lengths = torch.tensor(self._rows.generated)
+            written = self._rows.sequences[:, self._rows.prompt_width :][:, :max_new_tokens].int().cpu()
+            tokens[:, : written.shape[1]] = written
+            tokens[torch.arange(max_new_tokens) >= lengths[:, None]] = -1
+        of_prompts = torch.tensor([len(prompt) for prompt in prompts])
+        return Recording(tokens, lengths, of_prompts, self.exits, candidates, confidence, sampled, seed)
+
+
+def _ranked(call: Call, scores: Tensor) -> Tensor:
+    """The best TOP tokens [B, TOP] for processed scores [B, 1, V], as the mode itself ranks them."""
+    # The first by itself: where two are equally likely, topk may order them otherwise than a chain's argmax.
+    first = call.mode.candidates(scores, 0, 1)
+    others = scores.scatter(2, first, -torch.inf)
+    return torch.cat([first, call.mode.candidates(others, 0, TOP - 1)], dim=2)[:, 0]

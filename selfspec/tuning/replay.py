@@ -1,0 +1,195 @@
+"""Replay: the rounds that any setting would have made, from one recording. Pure functions of tensors.
+
+What an exit predicts at a position depends only on the tokens before it, and every drafted token before
+the first rejection is the committed text. So rounds and accepted counts follow exactly from the recording,
+for coupled sampling as for greedy. Only one thing does not: how many more tokens a stop rule lets a row
+draft after its first wrong one. Those are never accepted; their count is bounded and estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from selfspec.config import MAX_DRAFT_LENGTH
+from selfspec.drafting.stopping import StopRule
+from selfspec.tree import TreeOfDepth, chain, with_siblings
+from selfspec.tuning.recording import TOP, Recording
+
+_NEVER = 1 << 20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to draft."""
+
+    exit_layer: int
+    draft_length: int
+    confidence_threshold: float = 0.0
+    stop: StopRule | None = None
+    """Instead of the threshold."""
+    siblings: int = 1
+    """Candidates at every depth of the chain: the draft's choice and the next best, as leaves beside it. They
+    are in the engine's order where no two are equally likely."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.draft_length <= MAX_DRAFT_LENGTH:
+            raise ValueError(f"draft_length={self.draft_length}: allowed is 0 to {MAX_DRAFT_LENGTH}")
+        if not 1 <= self.siblings <= TOP:
+            raise ValueError(f"siblings={self.siblings}: allowed is 1 to {TOP}, which is what was recorded")
+        if self.siblings > 1 and self.rule is not None:
+            raise ValueError(f"siblings={self.siblings} with a stop rule: it stops chains")
+
+    @property
+    def rule(self) -> StopRule | None:
+        """When to stop drafting, None for never."""
+        return StopRule.below(self.confidence_threshold) if self.stop is None else self.stop
+
+    @property
+    def shape(self) -> TreeOfDepth:
+        """What is drafted at a given depth."""
+        return partial(with_siblings, width=self.siblings) if self.siblings > 1 else chain
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Counts for every setting [S] and prompt [P], or batch of prompts [G]."""
+
+    accepted: Tensor
+    """[S, P]"""
+    row_rounds: Tensor
+    """[S, P]: rounds that the prompt's row took part in."""
+    drafted_least: Tensor
+    """[S, P]"""
+    drafted_most: Tensor
+    """[S, P]: equal to the least without a stop rule."""
+    rounds: Tensor
+    """[S, G]: verification passes."""
+    steps: Tensor
+    """[S, G] float64: draft steps run, estimated between the bounds where they differ."""
+    tokens: Tensor
+    """[P]: tokens generated, whatever the setting."""
+
+    @property
+    def acceptance_length(self) -> Tensor:
+        """Tokens committed per round and row, over all prompts [S]; the last round counts as it was cut."""
+        return self.tokens.sum() / self.row_rounds.sum(dim=1)
+
+
+def replay(recording: Recording, settings: Sequence[Setting], batch: int = 1) -> Replay:
+    """The rounds of every setting on every prompt, `batch` consecutive prompts generated together.
+
+    Raises:
+        ValueError: a setting's exit layer was not recorded.
+    """
+    tables = _Tables(recording, settings)
+    n_prompts = len(recording.lengths)
+    padding = -n_prompts % batch
+    ends = torch.cat([recording.lengths, recording.lengths.new_zeros(padding)])
+    shape = (len(settings), len(ends))
+    longest = torch.tensor([setting.draft_length for setting in settings])[:, None]
+    at = torch.zeros(shape, dtype=torch.int64)
+    counts = {name: torch.zeros(shape, dtype=torch.int64) for name in ("accepted", "rows", "least", "most")}
+    rounds = torch.zeros(shape[0], shape[1] // batch, dtype=torch.int64)
+    steps = torch.zeros(rounds.shape, dtype=torch.float64)
+    while bool((active := at < ends).any()):
+        # K of a round is cut by the most that any active row of the batch may still generate.
+        behind = torch.where(active, at, _NEVER).view(*rounds.shape, batch).amin(dim=-1)
+        room = (recording.max_new_tokens - 1 - behind).clamp(min=0).repeat_interleave(batch, dim=1)
+        length = torch.minimum(longest, room)
+        accepted, least, most, expected = tables.round(at, length)
+        for name, count in (("accepted", accepted), ("least", least), ("most", most)):
+            counts[name] += torch.where(active, count, 0)
+        counts["rows"] += active
+        rounds += active.view(*rounds.shape, batch).any(dim=-1)
+        steps += torch.where(active, expected, 0.0).view(*rounds.shape, batch).amax(dim=-1)
+        at = torch.where(active, torch.minimum(at + accepted + 1, ends), at)
+    # A chain drafts a token at every depth, a chain with siblings so many.
+    candidates = torch.tensor([setting.siblings for setting in settings])[:, None]
+    counts["least"], counts["most"] = counts["least"] * candidates, counts["most"] * candidates
+    kept = {name: count[:, :n_prompts] for name, count in counts.items()}
+    return Replay(
+        kept["accepted"], kept["rows"], kept["least"], kept["most"], rounds, steps, recording.lengths
+    )
+
+
+class _Tables:
+    """Per distinct exit and rule: how far a draft from each position would stand, and where it would stop."""
+
+    def __init__(self, recording: Recording, settings: Sequence[Setting]) -> None:
+        exits = [recording.index_of(setting.exit_layer) for setting in settings]
+        keys = [(e, s.rule, s.siblings) for e, s in zip(exits, settings, strict=True)]
+        distinct = list(dict.fromkeys(keys))
+        right, inside = recording.right, recording.inside
+        runs = {e: run_lengths(right[e]) for e in set(exits)}
+        stops = {(e, rule): stop_lengths(recording.confidence[e], inside, rule) for e, rule, _ in distinct}
+        self._of = torch.tensor([distinct.index(key) for key in keys])[:, None]
+        self._run = torch.stack([runs[e] for e, _, _ in distinct])
+        self._stop = torch.stack([stops[e, rule] for e, rule, _ in distinct])
+        self._hit = torch.stack([_sibling_hits(recording, e, width) for e, _, width in distinct])
+        self._ruled = torch.tensor([rule is not None for _, rule, _ in distinct])
+        first_steps = [(stops[e, rule][:, :-1] > 1)[inside] for e, rule, _ in distinct]
+        self._going_on = torch.stack([goes_on.double().mean() for goes_on in first_steps])
+        self._ends = recording.lengths
+
+    def round(self, at: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """accepted, least and most drafted, and their expectation, of rounds [S, P] from positions `at`."""
+        columns = torch.arange(at.shape[1]).clamp(max=len(self._ends) - 1)
+        run, stop = self._run[self._of, columns, at], self._stop[self._of, columns, at]
+        # Confidence is known up to the first wrong token, that one included, and not past the end of a text.
+        known = run + (at + run < self._ends[columns])
+        stopped = self._ruled[self._of] & (stop <= known)
+        most = torch.where(stopped, torch.minimum(length, stop), length)
+        # A row that the rule has not stopped by then drafts at least one token more.
+        least = torch.where(self._ruled[self._of] & ~stopped, torch.minimum(most, known + 1), most)
+        chain = torch.minimum(run, most)
+        missed = (chain < most) & self._hit[self._of, columns, at + chain]
+        return chain + missed, least, most, least + self._further(most - least)
+
+    def _further(self, spare: Tensor) -> Tensor:
+        """Tokens [S, P] drafted of `spare` ones, if a rule goes on as often as it does along the text."""
+        share = self._going_on[self._of].clamp(max=1 - 1e-9)
+        return (share - share ** (spare + 1)) / (1 - share)
+
+
+def run_lengths(right: Tensor) -> Tensor:
+    """How many positions from each one on are right without a gap: [P, N] bool -> [P, N+1] int64."""
+    out = torch.zeros(right.shape[0], right.shape[1] + 1, dtype=torch.int64)
+    for t in reversed(range(right.shape[1])):
+        out[:, t] = torch.where(right[:, t], out[:, t + 1] + 1, 0)
+    return out
+
+
+def stop_lengths(confidence: Tensor, inside: Tensor, rule: StopRule | None) -> Tensor:
+    """Tokens that a rule lets a round from each position draft along the text: [P, N] -> [P, N+1] int64.
+
+    A very large number where the rule does not stop before the longest draft or the end of the text.
+    """
+    out = torch.full((confidence.shape[0], confidence.shape[1] + 1), _NEVER)
+    if rule is None:
+        return out
+    worth: Tensor | None = None
+    going = inside.clone()
+    for step in range(min(MAX_DRAFT_LENGTH, confidence.shape[1])):
+        # Column t is the round that began there; its draft position `step` stands at column t + step.
+        width = confidence.shape[1] - step
+        before = None if worth is None else worth[:, :width]
+        worth = rule.worth(before, confidence[:, step:], step)
+        going = going[:, :width] & inside[:, step:]
+        stops = going & rule.stops(worth, step)
+        out[:, :width][stops] = step + 1
+        going = going & ~stops
+        if not bool(going.any()):
+            break
+    return out
+
+
+def _sibling_hits(recording: Recording, exit_index: int, siblings: int) -> Tensor:
+    """Whether one of the next best candidates is the target's choice: [P, N+1] bool."""
+    others = recording.candidates[exit_index, :, :, 1:siblings]
+    hits = (others == recording.tokens[..., None]).any(dim=-1) & recording.inside
+    return torch.nn.functional.pad(hits, (0, 1))

@@ -1,0 +1,77 @@
+"""`selfspec tune`: profiles, one comparison table, plots; and prompts or names that cannot be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfspec.tuning import store
+from selfspec.tuning.profile import Profile
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prose.jsonl"
+    lines = [json.dumps({"prompt": text}) for text in ("once upon", "it was a", "in the end")]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def quick(model: Path, prompts: Path, *more: object) -> list[object]:
+    return ["tune", "--model", model, "--prompts", prompts, "-n", 12, "--check", 1, *more]
+
+
+def test_tune_writes_a_profile_a_plot_and_says_what_it_chose(
+    run: Callable[..., Any], model_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    result = run(*quick(model_folder, prompts, "--workload", "prose", "--out", "here/prose.json"))
+    assert result.code == 0, result.err
+    assert "prose" in result.out
+    assert Profile.load(tmp_path / "here" / "prose.json").workload == "prose"
+    assert (tmp_path / "selfspec-results" / "tune-prose.png").stat().st_size > 10_000
+
+
+def test_tune_for_several_workloads_prints_one_json_and_keeps_each_profile(
+    run: Callable[..., Any], model_folder: Path, prompts: Path
+) -> None:
+    both = ("--workload", "a", "--prompts", prompts, "--workload", "b", "--json")
+    result = run(*quick(model_folder, prompts, *both))
+    assert result.code == 0, result.err
+    assert list(result.json) == ["a", "b"]
+    assert all(c["counts_equal"] for entry in result.json.values() for c in entry["measured"])
+    assert len(list(store.profiles_folder().rglob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (("--workload", "a", "--workload", "b"), "give one name per file"),
+        (("--workload", " "), "a name of its own"),
+        (("--temperature", "0"), "temperature=0.0: allowed is more than 0"),
+        (("--max-latency-ms", "0"), "allowed is more than 0"),
+        (("--batch", "9"), "batch=9: allowed is 1 to 3"),
+        (("-n", "300"), "all 3 prompts are too long"),
+    ],
+)
+def test_tune_says_in_one_line_what_cannot_be(
+    run: Callable[..., Any], model_folder: Path, prompts: Path, more: tuple[str, ...], complaint: str
+) -> None:
+    result = run(*quick(model_folder, prompts, *more))
+    assert result.code == 2
+    assert complaint in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+def test_tune_refuses_a_file_without_prompts_and_a_place_that_cannot_be_written(
+    run: Callable[..., Any], model_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("", encoding="utf-8")
+    assert "has no prompts" in run("tune", "--model", model_folder, "--prompts", empty).err
+    result = run(*quick(model_folder, prompts, "--out", empty / "p.json"))
+    assert result.code == 2
+    assert "empty.jsonl" in result.err

@@ -1,0 +1,168 @@
+"""Calls under a profile: when it is used, and that the text stays the same."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checks import own_generate
+from quick_tuning import PROMPTS, QUICK, REQUEST, where_drafts_pay
+from tiny_models import random_prompts, tiny_model
+
+import selfspec
+from selfspec.tuning import following
+from selfspec.tuning.profile import Profile, ProfileError
+from selfspec.tuning.record import record
+from selfspec.tuning.replay import Setting
+from selfspec.tuning.tune import tune
+
+
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "temperature": 0.8}])
+def test_the_text_under_a_profile_is_the_same(saved: tuple[Any, Path], sampling: dict[str, Any]) -> None:
+    model, path = saved
+    long = {**REQUEST, "max_new_tokens": 60, **sampling}
+    torch.manual_seed(1)
+    plain = selfspec.wrap(model, draft_length=0).generate(**long)
+    for profile in (path, where_drafts_pay(Profile.load(path), Setting(2, 3, 0.4))):
+        torch.manual_seed(1)
+        wrapped = selfspec.wrap(model, profile=profile)
+        assert torch.equal(wrapped.generate(**long, workload="code"), plain)
+        assert "profile code" in model.speculation.stats.choice
+    assert model.speculation.stats.drafted > 0
+    if not sampling:
+        assert torch.equal(plain, own_generate(model, **long))
+    selfspec.unwrap(model)
+
+
+def test_a_workload_is_chosen_per_call(tuned: Any) -> None:
+    model, result = tuned
+    prose = replace(result.profile, workload="prose", setting=Setting(1, 2))
+    selfspec.wrap(model, profile=[result.profile, prose])
+    model.generate(**REQUEST, workload="prose")
+    assert model.speculation.stats.choice.startswith("profile prose")
+    model.generate(**REQUEST, workload="code")
+    assert model.speculation.stats.choice.startswith("profile code")
+    selfspec.unwrap(model)
+
+
+def test_a_workload_that_does_not_exist_is_refused_with_the_nearest(saved: tuple[Any, Path]) -> None:
+    model, path = saved
+    selfspec.wrap(model, profile=path)
+    with pytest.raises(ProfileError, match=r"unknown workload 'cod': did you mean 'code'\? known are code"):
+        model.generate(**REQUEST, workload="cod")
+    selfspec.wrap(model, exit_layer=2)
+    with pytest.raises(ProfileError, match="cannot be used with exit_layer=2"):
+        model.generate(**REQUEST, workload="code")
+    selfspec.wrap(model, profile=[])
+    with pytest.raises(ProfileError, match="no profile is loaded"):
+        model.generate(**REQUEST, workload="code")
+    selfspec.unwrap(model)
+
+
+def test_tuning_keeps_a_profile_that_wrap_finds_by_itself(llama: Any) -> None:
+    selfspec.wrap(llama)
+    profile = llama.speculation.tune(PROMPTS, workload="code", **QUICK)
+    assert llama.speculation.profiles["code"] is profile
+    selfspec.unwrap(llama)
+    assert selfspec.wrap(llama, draft="early_exit").speculation.profiles == {"code": profile}
+    llama.generate(**REQUEST)
+    assert "profile code" in llama.speculation.stats.choice
+    assert copy.deepcopy(llama).speculation.profiles.keys() == {"code"}
+    other = tiny_model("llama", seed=1)
+    assert selfspec.wrap(other).speculation.profiles == {}
+    assert selfspec.wrap(llama, profile=[]).speculation.profiles == {}
+
+
+def test_auto_goes_on_measuring_where_a_profile_was_found_unless_a_call_names_it(llama: Any) -> None:
+    selfspec.wrap(llama)
+    llama.speculation.tune(PROMPTS, workload="code", **QUICK)
+    for model in (llama, selfspec.wrap(llama)):
+        model.generate(**REQUEST)
+        assert "profile" not in model.speculation.stats.choice
+        model.generate(**REQUEST, workload="code")
+        assert "profile code" in model.speculation.stats.choice
+
+
+def test_a_profile_is_not_taken_unasked_for_another_kind_of_decoding(saved: tuple[Any, Path]) -> None:
+    model, path = saved
+    selfspec.wrap(model, profile=path)
+    model.generate(**REQUEST, do_sample=True)
+    assert "profile" not in model.speculation.stats.choice
+    assert model.speculation.stats.strategy in ("early_exit", "plain")
+    selfspec.unwrap(model)
+
+
+def test_rows_of_a_batch_keep_their_text_under_a_profile(saved: tuple[Any, Path]) -> None:
+    model, path = saved
+    batch = {**random_prompts(5, 9, 3, 12), "max_new_tokens": 40, "pad_token_id": 0}
+    end = int(own_generate(model, **batch)[1, -6])
+    expected = own_generate(model, **batch, eos_token_id=end)
+    profile = where_drafts_pay(Profile.load(path), Setting(3, 4))
+    assert torch.equal(selfspec.wrap(model, profile=profile).generate(**batch, eos_token_id=end), expected)
+    assert model.speculation.stats.drafted > 0
+    selfspec.unwrap(model)
+
+
+def test_a_profile_is_used_in_rejection_mode_too_without_reading_other_exits(
+    saved: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("choosing would use up draws")
+
+    monkeypatch.setattr(following.WatchingExit, "_note", forbidden)
+    model, path = saved
+    profile = where_drafts_pay(Profile.load(path), Setting(3, 4))
+    selfspec.wrap(model, profile=profile, acceptance="rejection")
+    out = model.generate(**{**REQUEST, "max_new_tokens": 60}, do_sample=True, top_k=0, workload="code")
+    assert out.shape[1] == 5 + 60
+    assert model.speculation.stats.drafted > 0
+    selfspec.unwrap(model)
+
+
+def test_in_bf16_the_controller_leaves_sampled_text_as_it_is(
+    reference_model_bf16: Any, held_out_prompts: list[list[int]]
+) -> None:
+    model, prompt = reference_model_bf16, held_out_prompts[40]
+    sampling = {"do_sample": True, "temperature": 0.8, "top_k": 0}
+    quick = {"max_new_tokens": 12, "repeats": 1, "longest": 3, "generate_arguments": sampling}
+    profile = tune(model, [prompt[:40], prompt[5:45]], workload="code", **quick).profile
+    request = {"max_new_tokens": 40, "pad_token_id": 0, **sampling}
+    texts = []
+    for settings in ({"draft_length": 0}, {"profile": where_drafts_pay(profile, Setting(3, 4, 0.2))}):
+        torch.manual_seed(5)
+        texts.append(selfspec.wrap(model, **settings).generate(torch.tensor([prompt]), **request))
+        selfspec.unwrap(model)
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_other_exits_say_what_the_recording_says_and_leave_the_text_as_it_is(
+    tuned: Any, monkeypatch: pytest.MonkeyPatch, threshold: float
+) -> None:
+    model, result = tuned
+    recording = record(model, PROMPTS, max_new_tokens=40)
+    seen: list[tuple[int, int, list[int]]] = []
+    outcome = following._Watched.outcome
+
+    def noted(self: Any) -> tuple[int, int, int]:
+        exit_layer, hits, trials = outcome(self)
+        seen.append((exit_layer, self.generated[0], self.chosen[0, :trials].tolist()))
+        return exit_layer, hits, trials
+
+    monkeypatch.setattr(following._Watched, "outcome", noted)
+    selfspec.wrap(model, profile=where_drafts_pay(result.profile, Setting(2, 3, threshold)))
+    exits = set()
+    for p, prompt in enumerate(PROMPTS):
+        out = model.generate(torch.tensor([prompt]), max_new_tokens=40, pad_token_id=0)
+        assert out[0, len(prompt) :].tolist() == recording.tokens[p].tolist()
+        while seen:
+            exit_layer, first, chosen = seen.pop()
+            recorded = recording.candidates[recording.index_of(exit_layer), p, first:, 0]
+            assert chosen == recorded[: len(chosen)].tolist()
+            exits.add(exit_layer)
+    assert exits == {1, 2, 3}
+    selfspec.unwrap(model)

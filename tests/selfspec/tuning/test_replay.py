@@ -1,0 +1,189 @@
+"""Replay is exact: it tells every round of a real run, for any setting, from one recording."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import padded, random_prompts, tiny_model
+
+import selfspec
+from selfspec.drafting.stopping import StopRule
+from selfspec.rows import RoundEvent
+from selfspec.tuning.record import record
+from selfspec.tuning.replay import Setting, replay
+from selfspec.tuning.validate import run_setting
+
+SAMPLED = {"do_sample": True, "temperature": 0.9, "top_k": 0}
+THRESHOLDS = (0.0, 0.3, 0.6, 0.9)
+
+
+def wrapped(model: Any, setting: Setting) -> Any:
+    """`model` wrapped with this setting."""
+    return selfspec.wrap(
+        model,
+        exit_layer=setting.exit_layer,
+        draft_length=setting.draft_length,
+        confidence_threshold=setting.confidence_threshold,
+        tree="siblings" if setting.siblings == 2 else "chain",
+    )
+
+
+def real_rounds(
+    model: Any, prompts: Sequence[Sequence[int]], seed: int = 0, **arguments: Any
+) -> list[list[RoundEvent]]:
+    """What a real run of a wrapped model does, round by round, to every row."""
+    events: list[RoundEvent] = []
+    torch.manual_seed(seed)
+    model.generate(**padded(prompts), pad_token_id=0, on_round=events.append, **arguments)
+    return [[event for event in events if event.row == row] for row in range(len(prompts))]
+
+
+def check(model: Any, prompts: list[list[int]], settings: Sequence[Setting], **arguments: Any) -> int:
+    """Compare every count of every setting and prompt with a real run; return how many settings."""
+    recording = record(model, prompts, **recorded_with(arguments))
+    predicted = replay(recording, settings)
+    for s, setting in enumerate(settings):
+        wrapped(model, setting)
+        for p, prompt in enumerate(prompts):
+            rounds = real_rounds(model, [prompt], **arguments)[0]
+            drafted = sum(len(event.drafted) for event in rounds)
+            text = [token for event in rounds for token in event.committed]
+            assert text == recording.tokens[p, : recording.lengths[p]].tolist()
+            assert int(predicted.row_rounds[s, p]) == len(rounds), setting
+            assert int(predicted.accepted[s, p]) == sum(event.accepted for event in rounds), setting
+            assert int(predicted.drafted_least[s, p]) <= drafted <= int(predicted.drafted_most[s, p]), setting
+            if setting.rule is None:
+                assert int(predicted.drafted_least[s, p]) == int(predicted.drafted_most[s, p])
+    selfspec.unwrap(model)
+    return len(settings)
+
+
+def recorded_with(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of `record` for those of generate."""
+    rest = {name: value for name, value in arguments.items() if name not in ("max_new_tokens", "seed")}
+    own = {name: value for name, value in arguments.items() if name in ("max_new_tokens", "seed")}
+    return {**own, "generate_arguments": rest}
+
+
+def grid(n_layers: int, lengths: Sequence[int] = (0, 1, 2, 4, 8)) -> list[Setting]:
+    """Exits and lengths, each with each other, and thresholds in turn."""
+    exits = sorted({1, n_layers // 2, n_layers - 1})
+    pairs = [(e, k) for e in exits for k in lengths]
+    return [Setting(e, k, THRESHOLDS[i % len(THRESHOLDS)] if k else 0.0) for i, (e, k) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize("arguments", [{}, SAMPLED], ids=["greedy", "coupled"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_replay_equals_real_runs_of_random_models(family: str, arguments: dict[str, Any]) -> None:
+    model = tiny_model(family)
+    prompts = [p[p.index(next(filter(None, p))) :] for p in random_prompts(5, 9, 14)["input_ids"].tolist()]
+    assert check(model, prompts, grid(4), max_new_tokens=24, seed=3, **arguments) == 15
+
+
+@pytest.mark.parametrize("arguments", [{}, SAMPLED], ids=["greedy", "coupled"])
+def test_replay_equals_real_runs_of_the_reference_model_in_bf16(
+    arguments: dict[str, Any], reference_model_bf16: Any, held_out_prompts: list[list[int]]
+) -> None:
+    prompts = [held_out_prompts[3], held_out_prompts[60]]
+    settings = [Setting(2, 3), Setting(3, 6), Setting(3, 8, 0.5), Setting(8, 4, 0.3), Setting(15, 12, 0.8)]
+    check(reference_model_bf16, prompts, settings, max_new_tokens=32, **arguments)
+
+
+def test_a_text_that_ends_by_itself_is_replayed_to_its_end(llama: Any) -> None:
+    prompts = [[5, 6, 7], [9, 8]]
+    whole = record(llama, prompts, max_new_tokens=24)
+    end = int(whole.tokens[0, 11])
+    check(llama, prompts, grid(4, (0, 2, 5)), max_new_tokens=24, eos_token_id=end)
+    assert (
+        record(llama, prompts, max_new_tokens=24, generate_arguments={"eos_token_id": end}).lengths[0] <= 12
+    )
+
+
+def test_rows_of_a_batch_share_the_length_of_a_round(llama: Any) -> None:
+    prompts = [[5, 6, 7], [9, 8], [1, 2, 3, 4], [40, 41]]
+    recording = record(llama, prompts, max_new_tokens=20)
+    settings = grid(4, (0, 2, 5))
+    predicted = replay(recording, settings, batch=4)
+    for s, setting in enumerate(settings):
+        for p, rounds in enumerate(real_rounds(wrapped(llama, setting), prompts, max_new_tokens=20)):
+            assert int(predicted.row_rounds[s, p]) == len(rounds)
+            assert int(predicted.accepted[s, p]) == sum(event.accepted for event in rounds)
+        assert int(predicted.rounds[s, 0]) == int(predicted.row_rounds[s].max())
+
+
+def test_a_penalty_that_reads_the_prefix_is_recorded_as_the_draft_sees_it(llama: Any) -> None:
+    settings = [Setting(2, 4), Setting(3, 5, 0.5)]
+    check(llama, [[5, 6, 7], [9, 8]], settings, max_new_tokens=20, repetition_penalty=1.4)
+
+
+def test_equal_prompts_are_recorded_as_if_each_were_alone(llama: Any) -> None:
+    recording = record(llama, [[5, 6], [5, 6], [7]], max_new_tokens=12, generate_arguments=SAMPLED)
+    assert torch.equal(recording.tokens[0], recording.tokens[1])
+    assert not torch.equal(recording.tokens[0], recording.tokens[2])
+
+
+def test_a_recording_does_not_depend_on_how_prompts_are_grouped(llama: Any) -> None:
+    prompts = [[5, 6], [9, 8, 7, 6], [1], [30, 31, 32]]
+    alone, together = (
+        record(llama, prompts, max_new_tokens=12, chunk=chunk, generate_arguments=SAMPLED) for chunk in (1, 4)
+    )
+    assert torch.equal(alone.tokens, together.tokens)
+    assert torch.equal(alone.candidates, together.candidates)
+
+
+RULES = (
+    StopRule((0.9, 0.5, 0.2)),
+    StopRule((0.4, 0.3), chances=((0.1, 0.5, 0.9), (0.2, 0.4, 0.8))),
+    StopRule((0.25,), chances=((0.1, 0.35, 0.6, 0.95),)),
+)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_by_position_stop_in_replay_where_they_stop_in_the_engine(
+    llama: Any, rule: StopRule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from selfspec import speculation
+    from selfspec.drafting import EarlyExit
+
+    monkeypatch.setattr(speculation, "EarlyExit", lambda e, *_: EarlyExit(e, rule=rule))
+    settings = [Setting(e, k, stop=rule) for e in (2, 3) for k in (2, 6)]
+    check(llama, [[5, 6, 7], [9, 8]], settings, max_new_tokens=24)
+
+
+@pytest.mark.parametrize("arguments", [{}, SAMPLED], ids=["greedy", "coupled"])
+def test_siblings_catch_the_next_best_candidates_as_in_a_real_tree(
+    llama: Any, arguments: dict[str, Any]
+) -> None:
+    settings = [Setting(e, k, siblings=2) for e in (1, 3) for k in (1, 3, 6)]
+    check(llama, [[5, 6, 7], [9, 8]], settings, max_new_tokens=24, **arguments)
+
+
+@pytest.mark.parametrize("siblings", [3, 4])
+def test_wider_siblings_are_replayed_as_they_run(llama: Any, siblings: int) -> None:
+    recording = record(llama, [[5, 6, 7]], max_new_tokens=24)
+    settings = [Setting(e, k, siblings=siblings) for e in (1, 2) for k in (1, 4)]
+    predicted = replay(recording, settings)
+    for s, setting in enumerate(settings):
+        stats = run_setting(llama, [[5, 6, 7]], setting, max_new_tokens=24)
+        assert int(predicted.row_rounds[s]) == stats.row_rounds
+        assert int(predicted.accepted[s]) == stats.accepted
+        assert int(predicted.drafted_most[s]) == stats.drafted
+
+
+def test_siblings_with_a_stop_rule_are_refused() -> None:
+    with pytest.raises(ValueError, match="siblings=2 with a stop rule"):
+        Setting(2, 3, 0.5, siblings=2)
+
+
+def test_an_exit_that_was_not_recorded_is_refused(llama: Any) -> None:
+    recording = record(llama, [[5, 6]], max_new_tokens=4, exits=(1, 3))
+    with pytest.raises(ValueError, match=r"exit_layer=2 was not recorded; recorded are \[1, 3\]"):
+        replay(recording, [Setting(2, 1)])
+
+
+def test_recording_nothing_is_refused(llama: Any) -> None:
+    with pytest.raises(ValueError, match="no prompts"):
+        record(llama, [])
