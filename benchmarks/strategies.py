@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from inflate import SHAPES, exit_layer_of, inflate
+from inflation import exit_layer_of, inflate
+from strategies_page import AR_ONE_ROW, fastest_ar, save, table
+from tiling import SHAPES
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.low_bit import LowBitView
@@ -28,16 +30,12 @@ from selfspec.benchmarking.contenders import AR, EARLY_EXIT, GENERATE, LOOKUP, C
 from selfspec.benchmarking.measure import Workload
 from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
 from selfspec.benchmarking.render import markdown_table
-from selfspec.benchmarking.report import Report
 from selfspec.benchmarking.session import run_comparison
 from selfspec.cli.loading import Loaded, load
 from selfspec.cli.progress import progress_bar
-from selfspec.files import write_whole
 from selfspec.tuning.costs import WIDTHS, time_passes
 
 RESULTS = Path(__file__).parent / "results"
-ONE_ROW = "AR, one row"
-"""AR at the shapes that come, without padding: the faster of the two is what everybody is compared with."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def contenders(exit_layer: int) -> tuple[Contender, ...]:
     return (
         Contender(GENERATE, "the model's own generate"),
         Contender(AR, "the engine without drafts, passes padded to bit-equal shapes", {"draft_length": 0}),
-        Contender(ONE_ROW, "the same without padding", {"draft_length": 0, **free}, baseline=ONE_ROW),
+        Contender(AR_ONE_ROW, "the same without padding", {"draft_length": 0, **free}, baseline=AR_ONE_ROW),
         Contender("early exit", "the first layers as they are", {"draft": "early_exit"}),
         Contender("low bit", "layers and head in 4 bits", {"draft": "low_bit"}),
         Contender(
@@ -95,38 +93,6 @@ def costs(model: Any) -> dict[str, Any]:
         "view_bytes": view.bytes,
         "view_share": view.bytes / view.viewed_bytes,
     }
-
-
-def fastest_ar(report: Report) -> str:
-    """The faster of padded and one-row AR, by median speed."""
-    lines = [line for line in report.lines if line.name in (AR, ONE_ROW) and line.tokens_per_second]
-    return max(lines, key=lambda line: line.tokens_per_second.median if line.tokens_per_second else 0.0).name
-
-
-def table(reports: dict[str, dict[str, Any]]) -> str:
-    """One table over all cases: speed over the faster AR, with acceptance and distinct 3-grams beside it."""
-    cases = list(reports)
-    names = list(dict.fromkeys(line["name"] for r in reports.values() for line in r["lines"]))
-    lines = [f"| | {' | '.join(cases)} |", f"|---|{'---:|' * len(cases)}"]
-    for name in names:
-        lines.append(f"| {name} | {' | '.join(_cell(reports[case], name) for case in cases)} |")
-    lines.append(f"| distinct 3-grams of AR | {' | '.join(_distinct(reports[case]) for case in cases)} |")
-    return "\n".join(lines)
-
-
-def _cell(report: dict[str, Any], name: str) -> str:
-    line = next((line for line in report["lines"] if line["name"] == name), None)
-    if line is None or line["refused"]:
-        return "refused" if line else ""
-    if name == report["fastest_ar"]:
-        return "1"
-    ratio = line["faster_than"][report["fastest_ar"]]["median"]
-    length = f" ({line['acceptance_length']:.1f})" if line["acceptance_length"] else ""
-    return f"{ratio:.2f}{length}"
-
-
-def _distinct(report: dict[str, Any]) -> str:
-    return f"{next(x['distinct_3grams'] for x in report['lines'] if x['name'] == AR):.2f}"
 
 
 def measure(case: Case, loaded: Loaded, model: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -176,17 +142,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="keep the cases that are there already")
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()
-
-
-def save(results: dict[str, dict[str, Any]], folder: Path) -> None:
-    """JSON and Markdown, after every case, so that an interruption costs one of them only."""
-    write_whole(folder / "strategies.json", json.dumps(results, indent=1) + "\n")
-    pages = ["# Draft strategies", "", "Times the faster of padded and one-row AR (acceptance length).", ""]
-    pages += [table(results), ""]
-    for name, result in results.items():
-        pages += [f"## {name}", "", result["table"], "", "Costs in plain steps:", ""]
-        pages += [f"- {key}: {json.dumps(value)}" for key, value in result["costs"].items()] + [""]
-    write_whole(folder / "strategies.md", "\n".join(pages))
 
 
 def main() -> int:

@@ -45,7 +45,7 @@ def standard_contenders(exit_layer: int, settings: Mapping[str, Any]) -> tuple[C
     return (
         Contender(GENERATE, "the model's own generate"),
         Contender(AR, "the engine with draft length 0", {**settings, "draft_length": 0}),
-        Contender(SELFSPEC, "early-exit drafts, one verification pass", settings),
+        Contender(SELFSPEC, "drafts of its own, one verification pass", settings),
         Contender(
             EARLY_EXIT,
             f"the built-in early exit of transformers, E = {exit_layer}",

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import inflate as inflate_script
 import pytest
+import tiling
 import torch
+from inflation import exit_layer_of, inflate
+from tiling import Shape, check_shape
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-
-def _script() -> ModuleType:
-    """benchmarks/ holds scripts and is no package."""
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "inflate.py"
-    spec = importlib.util.spec_from_file_location("inflate_script", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-script = _script()
-inflate, Shape = script.inflate, script.Shape
 SAME = Shape(layers=3, hidden=64, heads=4, kv_heads=2, intermediate=96)
 SHAPES = {
     "tiled": replace(SAME, hidden=256, heads=16, kv_heads=4, intermediate=96 * 4),
@@ -88,10 +76,10 @@ def test_a_source_exit_is_the_exit_that_the_shape_names(name: str) -> None:
     found = large(prompts(), output_hidden_states=True).hidden_states
     repeats = shape.hidden // 64
     for source_exit in range(3):  # the last one of transformers' has been through the final norm
-        layer = script.exit_layer_of(shape, source_exit, 3)
+        layer = exit_layer_of(shape, source_exit, 3)
         copies = expected[source_exit].repeat(1, 1, repeats)
         torch.testing.assert_close(found[layer], copies, rtol=1e-5, atol=1e-4)
-    assert script.exit_layer_of(shape, 3, 3) == shape.layers
+    assert exit_layer_of(shape, 3, 3) == shape.layers
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -177,7 +165,7 @@ def test_a_vocabulary_that_would_be_drawn_is_refused() -> None:
     ],
 )
 def test_a_shape_that_changes_the_function_is_refused(change: dict[str, int], message: str) -> None:
-    with pytest.raises(script.ShapeError, match=message):
+    with pytest.raises(tiling.ShapeError, match=message):
         inflate(source(), replace(SAME, **change))
 
 
@@ -189,15 +177,15 @@ def test_what_cannot_be_divided_exactly_is_refused() -> None:
 
 
 def test_every_shape_of_the_table_is_reached_from_the_reference_model(reference_model: Any) -> None:
-    for shape in script.SHAPES.values():
-        script._check_shape(reference_model.config, shape)
+    for shape in tiling.SHAPES.values():
+        check_shape(reference_model.config, shape)
 
 
 def test_the_command_refuses_a_folder_that_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["inflate.py", "--out", str(tmp_path)])
-    assert script.main() == 2
+    assert inflate_script.main() == 2
     assert "is there already" in capsys.readouterr().err
 
 
@@ -205,12 +193,12 @@ def test_the_command_refuses_a_folder_that_is_there(
 def test_the_command_writes_a_model_that_loads_and_says_that_the_text_is_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(script.SHAPES, "1b", Shape(17, 256, 8, 4, 320))
+    monkeypatch.setitem(tiling.SHAPES, "1b", Shape(17, 256, 8, 4, 320))
     command = ["inflate.py", "--out", str(tmp_path / "large"), "--dtype", "float32", "--threads", "1"]
     monkeypatch.setattr(
         sys, "argv", [*command, "--prompts", "1", "--prompt-tokens", "16", "--new-tokens", "8"]
     )
-    assert script.main() == 0
+    assert inflate_script.main() == 0
     out = capsys.readouterr().out
     assert "parameters" in out and "8 of 8 greedy tokens equal" in out
     assert LlamaForCausalLM.from_pretrained(tmp_path / "large").config.num_hidden_layers == 17

@@ -1,0 +1,96 @@
+"""What benchmarks/strategies.py found, as one table, one plot and a page; reads its JSON alone.
+
+python benchmarks/strategies_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from selfspec.benchmarking.contenders import AR
+from selfspec.benchmarking.render import new_figure, png
+from selfspec.benchmarking.report import Report
+from selfspec.files import write_whole
+
+AR_ONE_ROW = "AR, one row"
+"""AR at the shapes that come, without padding: the faster of the two is what everybody is compared with."""
+Results = dict[str, dict[str, Any]]
+"""Case -> its report as JSON."""
+
+
+def fastest_ar(report: Report) -> str:
+    """The faster of padded and one-row AR, by median speed."""
+    lines = [line for line in report.lines if line.name in (AR, AR_ONE_ROW) and line.tokens_per_second]
+    return max(lines, key=lambda line: line.tokens_per_second.median if line.tokens_per_second else 0.0).name
+
+
+def table(results: Results) -> str:
+    """One table over all cases: speed over the faster AR, with acceptance and distinct 3-grams beside it."""
+    lines = [f"| times the faster AR (acceptance length) | {' | '.join(results)} |"]
+    lines.append(f"|---|{'---:|' * len(results)}")
+    for name in _names(results):
+        lines.append(f"| {name} | {' | '.join(_cell(report, name) for report in results.values())} |")
+    distinct = (f"{_line(report, AR)['distinct_3grams']:.2f}" for report in results.values())
+    lines.append(f"| distinct 3-grams of AR's text | {' | '.join(distinct)} |")
+    return "\n".join(lines)
+
+
+def plot(results: Results) -> bytes:
+    """A panel per way of decoding, a group of bars per model, a bar per strategy; PNG."""
+    names = [name for name in _names(results) if name not in (AR, AR_ONE_ROW)]
+    figure = new_figure(12.0, 7.0)
+    decodings = list(dict.fromkeys(report["workload"]["temperature"] for report in results.values()))
+    panels = figure.subplots(len(decodings), 1, squeeze=False)[:, 0]
+    for axes, temperature in zip(panels, decodings, strict=True):
+        chosen = {c: r for c, r in results.items() if r["workload"]["temperature"] == temperature}
+        for number, name in enumerate(names):
+            places = [group + (number - len(names) / 2) / (len(names) + 2) for group in range(len(chosen))]
+            heights = [_ratio(report, name) or 0.0 for report in chosen.values()]
+            axes.bar(places, heights, 1 / (len(names) + 2), label=name, color=f"C{number}")
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_xticks(range(len(chosen)), [case.rsplit(", ", 1)[0] for case in chosen])
+        axes.set(ylabel="times the faster AR")
+        axes.set_title("greedy" if temperature is None else f"temperature {temperature:g}", fontsize=10)
+    figure.axes[0].legend(fontsize=8, ncols=3)
+    return png(figure)
+
+
+def save(results: Results, folder: Path) -> None:
+    """JSON, page and plot, after every case, so that an interruption costs one of them only."""
+    write_whole(folder / "strategies.json", json.dumps(results, indent=1) + "\n")
+    pages = ["# Draft strategies", "", table(results), "", "![speed by strategy](strategies.png)", ""]
+    for name, result in results.items():
+        pages += [f"## {name}", "", result["table"], "", "Costs in plain steps:", ""]
+        pages += [f"- {key}: {json.dumps(value)}" for key, value in result["costs"].items()] + [""]
+    write_whole(folder / "strategies.md", "\n".join(pages))
+    write_whole(folder / "strategies.png", plot(results))
+
+
+def _names(results: Results) -> list[str]:
+    return list(dict.fromkeys(line["name"] for report in results.values() for line in report["lines"]))
+
+
+def _line(report: dict[str, Any], name: str) -> dict[str, Any]:
+    return next((line for line in report["lines"] if line["name"] == name), {})
+
+
+def _ratio(report: dict[str, Any], name: str) -> float | None:
+    """Speed over the faster AR; None without a speed."""
+    if name == report["fastest_ar"]:
+        return 1.0
+    spread = _line(report, name).get("faster_than", {}).get(report["fastest_ar"])
+    return spread and float(spread["median"])
+
+
+def _cell(report: dict[str, Any], name: str) -> str:
+    ratio, length = _ratio(report, name), _line(report, name).get("acceptance_length")
+    if ratio is None:
+        return "refused" if _line(report, name) else ""
+    return f"{ratio:.2f}" + (f" ({length:.1f})" if length else "")
+
+
+if __name__ == "__main__":
+    results_folder = Path(__file__).parent / "results"
+    save(json.loads((results_folder / "strategies.json").read_text()), results_folder)
