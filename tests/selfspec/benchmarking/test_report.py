@@ -107,7 +107,7 @@ def test_tables_tell_the_conditions(llama: Any) -> None:
     for text in (shown(report), markdown_table(report)):
         flat = " ".join(text.split())
         assert "1 threads, float32, batch 1, greedy, 3 prompts of 8 tokens, 8 new tokens" in flat
-        assert "selfspec: early-exit drafts, one verification pass, E = 2, K = 3" in flat
+        assert "selfspec: drafts of its own, one verification pass, E = 2, K = 3" in flat
         for word in ("torch", "transformers", "20th to 80th percentile", "distinct"):
             assert word in flat
 
