@@ -29,6 +29,8 @@ from selfspec.benchmarking.environment import conditions
 from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
 from selfspec.call import Call
 from selfspec.cli.loading import load
+from selfspec.drafting import Lookup
+from selfspec.drafting.margins import MarginStop
 from selfspec.files import write_whole
 from selfspec.modes import Coupled, Greedy
 from selfspec.processing import Processors
@@ -42,8 +44,13 @@ MODULES = {
 ENGINE = {
     (Call, "span"): "positions, rotary angles, masks",
     (Processors, "__call__"): "logits processing",
-    (Greedy, "choose"): "choosing",
-    (Coupled, "choose"): "choosing",
+    (Lookup, "find"): "lookup",
+    (MarginStop, "open"): "margins",
+    (MarginStop, "going"): "margins",
+    (Greedy, "candidates"): "choosing",
+    (Coupled, "candidates"): "choosing",
+    (Greedy, "noisy"): "choosing",
+    (Coupled, "noisy"): "choosing",
     (Greedy, "accept"): "accepting",
     (Coupled, "accept"): "accepting",
     (Coupled, "open"): "noise",
@@ -109,7 +116,7 @@ def profile(model: Any, prompts: list[torch.Tensor], sampled: bool, new_tokens: 
 
 
 def memory(model: Any, prompt: torch.Tensor, new_tokens: int) -> dict[str, int]:
-    """Bytes of parameters and buffers before and after wrap, and of the K/V cache of one call."""
+    """Bytes of parameters and buffers before and after wrap, of the view, and of one call's K/V cache."""
 
     def held() -> int:
         tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
@@ -123,6 +130,7 @@ def memory(model: Any, prompt: torch.Tensor, new_tokens: int) -> dict[str, int]:
     return {
         "weights_before_wrap": before,
         "weights_after_wrap": after,
+        "low_bit_view": model.speculation.view.bytes if model.speculation.view else 0,
         "cache_of_one_call": sum(layer.keys.nbytes + layer.values.nbytes for layer in layers),
     }
 
@@ -164,6 +172,7 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--exit-layer", type=int, default=None)
     parser.add_argument("--draft-length", type=int, default=None)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     loaded = load(None, "bfloat16", "cpu", options.threads)
     ids = tokenized(loaded.tokenizer, read_prompts(bundled_prompts()), 128, options.prompts)
@@ -174,8 +183,8 @@ def main() -> int:
     for name, sampled in (("greedy", False), ("temperature 0.8", True)):
         results[name] = profile(loaded.model, prompts, sampled, options.new_tokens)
     results["conditions"] = conditions(loaded.model)
-    write_whole(RESULTS / "round_profile.json", json.dumps(results, indent=1) + "\n")
-    write_whole(RESULTS / "round_profile.md", table(results))
+    write_whole(options.output / "round_profile.json", json.dumps(results, indent=1) + "\n")
+    write_whole(options.output / "round_profile.md", table(results))
     print(table(results))
     shares = [results[name]["engine_share"] for name in ("greedy", "temperature 0.8")]
     return int(statistics.fmean(shares) > SHARE_LIMIT)

@@ -1,0 +1,67 @@
+"""Every benchmark script runs from its command line, on a few tokens; its figures are for other days."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiling
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SHORT = ["--new-tokens", "6", "--threads", "1"]
+CONTENDERS = ["--contenders", "generate", "AR", "AR, one row", "lookup", "auto"]
+
+
+def load(script: str) -> Any:
+    """The script as a module, by its path: others may have its name."""
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{script}", BENCHMARKS / f"{script}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "written"),
+    [
+        ("round_profile", ["--prompts", "1", *SHORT], "round_profile"),
+        (
+            "strategies",
+            ["--only", "reference", "--shape", "none", "--prompts", "1", *SHORT, *CONTENDERS],
+            "strategies",
+        ),
+        ("edits", ["--shape", "1b", "--prompts", "1", *SHORT], "edits"),
+        ("cpu_latency", ["--prompts", "1", "--only", "Temperature", *SHORT], "cpu_latency"),
+        ("gpu_prediction", ["--prompts", "1"], "gpu_prediction"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_script_measures_and_writes_its_results(
+    script: str, options: Sequence[str], written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load(script)
+    if script == "edits":  # the real shape is a gigabyte of weights
+        monkeypatch.setitem(tiling.SHAPES, "1b", tiling.Shape(16, 256, 8, 4, 576))
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *options, "--output", str(tmp_path)])
+    with torch.no_grad():
+        status = module.main()
+    assert status in (0, 1)  # 1: a target is missed, as it may be on so few tokens
+    assert "|" in (tmp_path / f"{written}.md").read_text()
+    stored = tmp_path / f"{written}.json"
+    assert script == "gpu_prediction" or json.loads(stored.read_text())
+
+
+def test_an_edit_is_written_as_it_was_given() -> None:
+    edits = load("edits")
+    given = edits.GivenText([([1, 2, 3], [7, 8])])
+    scores = torch.zeros(1, 10)
+    assert given(torch.tensor([[1, 2, 3]]), scores).argmax() == 7
+    assert given(torch.tensor([[1, 2, 3, 7]]), scores).argmax() == 8
+    assert not scores.any()
