@@ -48,15 +48,22 @@ def packed_in(decoder: LayeredDecoder) -> list[PackedLinear]:
 
 @torch.no_grad()
 def with_rounded_weights(model: Any, n_layers: int) -> Any:
-    """A copy of `model` whose matrices are what four bits make of them."""
+    """A copy of `model` whose matrices are what four bits make of them, a small head what eight do."""
     other = copy.deepcopy(model)
     decoder = LayeredDecoder(other)
+    weights = 0
     for layer in decoder.layers[:n_layers]:
         attention = set(getattr(layer, decoder.family.attention).modules())
         for module in layer.modules():
             if type(module) in (nn.Linear, Conv1D):
                 round_in_place(module, FINE_GROUP if module in attention else COARSE_GROUP)
-    round_in_place(decoder.head, FINE_GROUP)
+                weights += module.weight.numel()
+    if 6 * decoder.head.weight.numel() > weights:
+        round_in_place(decoder.head, FINE_GROUP)
+    else:
+        rows = decoder.head.weight
+        scales = rows.abs().amax(dim=1, keepdim=True) / 127
+        rows.copy_((rows / scales).round() * scales)
     return other
 
 
@@ -144,6 +151,12 @@ def test_bytes_reported_are_bytes_held_and_known_beforehand(family: str, bits: i
         m.weight for layer in decoder.layers[:3] for m in layer.modules() if type(m) in (nn.Linear, Conv1D)
     ]
     assert view.viewed_bytes == sum(4 * w.numel() for w in [*matrices, decoder.head.weight])
+
+
+def test_a_head_that_is_small_beside_the_layers_has_eight_bits() -> None:
+    decoder = LayeredDecoder(tiny_model("llama", vocab=320, hidden_size=64, intermediate_size=256))
+    bits = {n: packed_in(LowBitView(decoder, n).of(decoder))[-1].bits for n in (1, LAYERS)}
+    assert bits == {1: 4, LAYERS: 8}
 
 
 def test_at_most_30_percent_of_the_weights_viewed_in_bf16() -> None:
