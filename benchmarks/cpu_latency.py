@@ -75,7 +75,7 @@ def contenders(exit_layer: int, settings: dict[str, Any]) -> tuple[Contender, ..
 
 
 def verdicts(row: Row, report: Report) -> list[str]:
-    """Each target with what was reached; selfspec is held to it in both modes."""
+    """Each target with what was reached; selfspec is held to it in every line of its own."""
     lines = []
     for name in (SELFSPEC, SELFSPEC + ALONE, SELFSPEC + FREE):
         line = report.line(name)

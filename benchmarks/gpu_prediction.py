@@ -1,6 +1,6 @@
 """What the strategies should give on a GPU: predicted from acceptance and bytes moved, until it is measured.
 
-    python benchmarks/gpu_prediction.py --twin benchmarks/plain_twin
+    python benchmarks/gpu_prediction.py
 
 Acceptance is that of the small models on held-out code, teacher-forced: how often draft and target choose
 the same token, for sampled text under the same noise. A pass of an 8B shape takes its bytes over the memory's
@@ -27,7 +27,7 @@ from selfspec.files import write_whole
 from selfspec.tuning.knowledge import expected_tokens
 
 BANDWIDTH = 4.3e12
-"""Bytes per second of a copy, as measured on an H200."""
+"""Bytes per second: an assumption, 0.9 of what an H200's memory is specified for."""
 LAYERS, LAYER_BYTES, HEAD_BYTES = 32, 436e6, 1.05e9
 """Llama-3-8B in bf16."""
 LOW_BIT_SHARE = 0.29

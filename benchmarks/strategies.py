@@ -1,6 +1,6 @@
 """Every draft strategy on a model trained for early exit and on its plain twin, as they are and inflated.
 
-    python benchmarks/strategies.py --twin twin --shape 1b
+    python benchmarks/strategies.py
     python benchmarks/strategies.py --only reference --shape none --prompts 4
 
 An inflated model (see inflate.py) has the text and the acceptance of the small one, and passes that cost
@@ -113,7 +113,7 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[Case, Loaded, Any]]:
     """Every case with its model; an inflated model is made once for both ways of decoding."""
     folders = {"reference": None, "plain twin": options.twin}
     for name, folder in folders.items():
-        if options.only not in (None, name) or (name == "plain twin" and folder is None):
+        if options.only not in (None, name):
             continue
         loaded = load(folder, "bfloat16", "cpu", options.threads)
         shapes = [None] * (not options.skip_small) + [options.shape] * (options.shape != "none")
@@ -130,10 +130,15 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--twin", help="folder of the plain twin; left out when not given")
+    twin = Path(__file__).parent / "plain_twin"
+    parser.add_argument("--twin", default=str(twin), help="folder of the plain twin")
     parser.add_argument("--only", choices=("reference", "plain twin"), help="one of the two models")
     parser.add_argument("--shape", default="1b", choices=(*SHAPES, "none"), help="large shape, or none")
-    parser.add_argument("--contenders", nargs="*", help="only these; generate and an AR are needed")
+    names = [contender.name for contender in contenders(1)]
+    needed = {GENERATE, AR, AR_ONE_ROW}
+    parser.add_argument(
+        "--contenders", nargs="*", choices=names, metavar="NAME", help=f"some of: {', '.join(names)}"
+    )
     parser.add_argument("--skip-small", action="store_true", help="inflated models only")
     parser.add_argument("--prompts", type=int, default=10)
     parser.add_argument("--prompt-tokens", type=int, default=128)
@@ -141,7 +146,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true", help="keep the cases that are there already")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.contenders and not needed <= {*options.contenders}:
+        parser.error(f"--contenders needs {', '.join(sorted(needed))}: the others are compared with them")
+    return options
 
 
 def main() -> int:
