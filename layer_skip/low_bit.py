@@ -1,5 +1,6 @@
 """A low-bit view of layers [0, E) and the head: packed copies of the target's weights, for drafting only."""
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -10,7 +11,6 @@ from transformers.pytorch_utils import Conv1D
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.packed_linear import PackedLinear, packed_bytes
 
-BITS = (4, 8)
 FINE_GROUP, COARSE_GROUP = 32, 64
 """Inputs that share a scale. Attention and head gain most from fine groups, and hold the fewer weights."""
 _SMALL_HEAD = 1 / 6
@@ -18,6 +18,8 @@ _SMALL_HEAD = 1 / 6
 tokens, and a third of what 4 bits get wrong comes from it (plain twin: 0.933 agreement for 0.901)."""
 
 Advance = Callable[[str], None]
+_Version = tuple[int, int, int]
+"""Where a weight stands, how often it was written to, and which bias stands beside it."""
 
 
 class NothingToViewError(ValueError):
@@ -29,6 +31,7 @@ class LowBitView:
 
     Everything else (norms, embeddings, biases, adapters, modules that are no plain matrix) is shared with the
     model. Packed weights follow the model's: one that was changed or replaced is packed anew at the next use.
+    A change through `weight.data` is one that PyTorch does not count: wrap the model again after it.
 
     Args:
         decoder: the model.
@@ -54,8 +57,9 @@ class LowBitView:
         self.n_layers = n_layers
         self.bits = bits
         self._head = head
-        self._packed: dict[int, tuple[weakref.ref[nn.Module], tuple[int, int], PackedLinear]] = {}
+        self._packed: dict[int, tuple[weakref.ref[nn.Module], _Version, PackedLinear]] = {}
         self._state: tuple[object, ...] = ()
+        self._lock = threading.Lock()
         self._decoder = self._build(decoder, advance)
         if not self._packed:
             raise NothingToViewError(
@@ -65,9 +69,10 @@ class LowBitView:
 
     def of(self, decoder: LayeredDecoder) -> LayeredDecoder:
         """The view as a decoder of E layers; brought up to date if the model's weights have changed."""
-        if _state_of(decoder, self.n_layers) != self._state:
-            self._decoder = self._build(decoder, lambda name: None)
-        return self._decoder
+        with self._lock:
+            if _state_of(decoder, self.n_layers) != self._state:
+                self._decoder = self._build(decoder, lambda name: None)
+            return self._decoder
 
     @property
     def bytes(self) -> int:
@@ -91,7 +96,8 @@ class LowBitView:
         for name, module, bits, group in _matrices(decoder, self.n_layers, self.bits, self._head):
             version = _version(module)
             old = before.get(id(module))
-            if old is None or old[1] != version:
+            # An id may be that of a module that is gone; the reference tells.
+            if old is None or old[0]() is not module or old[1] != version or old[2].bits != bits:
                 advance(name)
                 packed = PackedLinear(*_matrix(module), bits, group)
                 old = (weakref.ref(module), version, packed)
@@ -165,10 +171,12 @@ def _matrix(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     return (weight.t() if isinstance(module, Conv1D) else weight), matrix.bias
 
 
-def _version(module: nn.Module) -> tuple[int, int]:
+def _version(module: nn.Module) -> _Version:
     weight: Any = module.weight
     # Tensors made under inference mode count no versions, nor can they be changed outside of it.
-    return weight.data_ptr(), -1 if weight.is_inference() else weight._version
+    # A bias is shared: what is written to it is seen as it is, another one in its place is not.
+    bias = module._parameters.get("bias")
+    return weight.data_ptr(), -1 if weight.is_inference() else weight._version, id(bias)
 
 
 def _state_of(decoder: LayeredDecoder, n_layers: int) -> tuple[object, ...]:

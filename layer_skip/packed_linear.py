@@ -11,6 +11,7 @@ _ROW_MULTIPLE = 16
 """PyTorch's packed products take outputs in multiples of this."""
 _COLUMN_MULTIPLE = 16
 """Inputs of the 8-bit product come in multiples of this: in bf16 and fp16 it reads past the end of others."""
+_LEAST_SCALE = 1e-10
 
 
 class PackedLinear(nn.Module):
@@ -30,18 +31,17 @@ class PackedLinear(nn.Module):
         self.outputs, self.inputs = weight.shape
         self.bits, self.group = bits, group
         self._bias = [bias]  # in a list, or the module would register it as its own
-        multiple = group if bits == 4 else _COLUMN_MULTIPLE
-        width = -(-self.inputs // multiple) * multiple
-        height = -(-self.outputs // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        height, width = _padded_shape(weight, bits, group)
         self.spare_inputs, self.spare_outputs = width - self.inputs, height - self.outputs
         padded = F.pad(weight, (0, self.spare_inputs, 0, self.spare_outputs)).contiguous()
         self.on_gpu = weight.is_cuda
         if bits == 4:
             self.packed, self.scales = _pack(round_weights(padded, bits, group), group, self.on_gpu)
         else:
-            scales = (padded.float().abs().amax(dim=1) / 127).clamp_(min=1e-10).to(weight.dtype)
-            self.packed = (padded.float() / scales.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-            self.scales = scales
+            self.scales = (padded.float().abs().amax(dim=1) / 127).to(weight.dtype)
+            # The scale of a row of zeros is 0, and in fp16 that of tiny weights is.
+            steps = self.scales.float().clamp(min=_LEAST_SCALE)[:, None]
+            self.packed = (padded.float() / steps).round_().clamp_(-127, 127).to(torch.int8)
 
     @property
     def bytes(self) -> int:
@@ -74,13 +74,19 @@ def _pack(rounded: Rounded, group: int, on_gpu: bool) -> tuple[Tensor, Tensor]:
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(rounded.q.int(), 1), scales
 
 
+def _padded_shape(weight: Tensor, bits: int, group: int) -> tuple[int, int]:
+    """Outputs and inputs of weight [N, K], rounded up to what the packed product takes."""
+    multiple = group if bits == 4 else _COLUMN_MULTIPLE
+    outputs, inputs = weight.shape
+    return -(-outputs // _ROW_MULTIPLE) * _ROW_MULTIPLE, -(-inputs // multiple) * multiple
+
+
 def packed_bytes(weight: Tensor, bits: int, group: int) -> int:
     """Memory of weight [N, K] once it is packed."""
-    (outputs, inputs), element_size = weight.shape, weight.element_size()
-    height = -(-outputs // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    (height, width), element_size = _padded_shape(weight, bits, group), weight.element_size()
     if bits == 8:
-        return height * (-(-inputs // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE + element_size)
-    groups = -(-inputs // group)
+        return height * (width + element_size)
+    groups = width // group
     if weight.is_cuda:  # two groups share their bytes
         return height * (-(-groups // 2) * group + groups * 2 * element_size)
     return height * groups * (group // 2 + 2 * element_size)

@@ -48,11 +48,6 @@ class SuffixAutomaton:
         """Number of tokens of the text."""
         return len(self.tokens)
 
-    @property
-    def states(self) -> int:
-        """Number of states, at most twice the number of tokens."""
-        return len(self._length)
-
     def extend(self, token: int) -> None:
         """Append a token of the text; amortised O(1).
 

@@ -12,6 +12,7 @@ from tiny_models import LAYERS, VARIANTS, random_prompts, tiny_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from layer_skip import low_bit
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.exits import exit_choices
 from layer_skip.families import FAMILIES
@@ -382,3 +383,29 @@ def test_four_bits_of_all_layers_agree_with_the_model_far_more_than_an_early_exi
     agreement = float((viewed.tokens[-1] == own.tokens[-1]).float().mean())
     assert agreement > 0.85
     assert agreement > own.agreement[decoder.n_layers // 4 - 1]
+
+
+def test_a_bias_that_was_replaced_is_the_views_too() -> None:
+    model = tiny_model("qwen2")
+    view = LowBitView(LayeredDecoder(model), LAYERS)
+    before = logits_of(view.of(LayeredDecoder(model)), LAYERS)
+    projection = model.model.layers[0].self_attn.q_proj
+    projection.bias = nn.Parameter(projection.bias.detach() + 3 * torch.arange(len(projection.bias)).cos())
+    decoder = LayeredDecoder(model)
+    after = logits_of(view.of(decoder), LAYERS)
+    assert not torch.allclose(after, before, atol=1e-3)
+    assert torch.equal(after, logits_of(LowBitView(decoder, LAYERS).of(decoder), LAYERS))
+
+
+def test_what_was_packed_of_a_module_that_is_gone_is_not_taken_for_anothers(llama: Any) -> None:
+    """As if a new module had got the memory, and so the id, of an old one."""
+    view = LowBitView(LayeredDecoder(llama), LAYERS)
+    mlp = llama.model.layers[0].mlp
+    old, new = mlp.up_proj, copy.deepcopy(llama.model.layers[1].mlp.up_proj)
+    reference, _, packed = view._packed.pop(id(old))
+    view._packed[id(new)] = reference, low_bit._version(new), packed
+    mlp.up_proj = new
+    decoder = LayeredDecoder(llama)
+    assert torch.equal(
+        logits_of(view.of(decoder), LAYERS), logits_of(LowBitView(decoder, LAYERS).of(decoder), LAYERS)
+    )

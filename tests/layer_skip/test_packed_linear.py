@@ -119,3 +119,14 @@ def test_eight_bits_are_nearer_than_four() -> None:
     weight, x = random(64, 128, seed=1), random(8, 128, seed=2)
     errors = [float((PackedLinear(weight, None, b, 32)(x) - x @ weight.T).abs().mean()) for b in (8, 4)]
     assert errors[0] < 0.2 * errors[1]
+
+
+def test_rows_whose_scale_is_too_small_for_fp16_are_zeros() -> None:
+    weight = random(16, 64, seed=1).half()
+    weight[3], weight[5] = 0, 1e-7
+    packed = PackedLinear(weight, None, 8, 32)
+    assert packed.scales.isfinite().all()
+    assert packed.scales[[3, 5]].tolist() == [0, 0]
+    assert not packed.packed[3].any()
+    stored = packed.packed.float() * packed.scales.float()[:, None]
+    torch.testing.assert_close(stored, weight.float(), rtol=0, atol=float(weight.float().abs().max()) / 127)

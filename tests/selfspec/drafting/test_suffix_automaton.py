@@ -54,7 +54,7 @@ def test_the_match_is_the_longest_suffix_that_occurred_before_and_its_latest_occ
 @settings(max_examples=100, deadline=None)
 def test_it_holds_the_substrings_of_the_text_and_nothing_else_in_linear_space(text: list[int]) -> None:
     automaton = SuffixAutomaton(text)
-    assert automaton.states <= max(1, 2 * len(text))
+    assert len(automaton._length) <= max(1, 2 * len(text))
     assert len(automaton) == len(text)
     held, pending = set(), [(0, ())]
     while pending:
