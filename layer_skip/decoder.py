@@ -1,7 +1,7 @@
 """LayeredDecoder: embed, run layers [a, b), read logits, over the model's own modules."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from layer_skip import alibi
-from layer_skip.attention import ATTENTION
 from layer_skip.families import FAMILIES, UnsupportedModelError
 from layer_skip.recognition import family_of
+from layer_skip.shells import replaced, with_our_attention
 from layer_skip.span import Chunk, Reach, Span, causal_mask, tree_keys, tree_mask
 
 
@@ -37,11 +37,10 @@ class LayeredDecoder:
             self._embed_norm = getattr(base, family.embed_norm) if family.embed_norm else None
             self._norm: nn.Module | None = getattr(base, family.norm)
             self._head: nn.Module = model.get_output_embeddings()
-            layers: Iterable[nn.Module] = getattr(base, family.layers)
-            self._layers = [
-                layer if family.own_attention else _with_our_attention(layer, family.attention)
-                for layer in layers
-            ]
+            layers: list[nn.Module] = list(getattr(base, family.layers))
+            needed = attrgetter(family.attention if family.own_attention else f"{family.attention}.config")
+            for layer in layers:
+                needed(layer)
             self._rotary: Any = getattr(base, family.rotary) if family.rotary else None
             self._positions = getattr(base, family.position_embedding) if family.position_embedding else None
         except AttributeError as error:
@@ -49,6 +48,9 @@ class LayeredDecoder:
             raise UnsupportedModelError(
                 f"{type(model).__name__} {known} {family.model_type!r} but lacks a part: {error}"
             ) from error
+        if not family.own_attention:
+            layers = [with_our_attention(layer, family.attention) for layer in layers]
+        self._layers = layers
         self._project_in: nn.Module | None = getattr(base, "project_in", None)
         self._project_out: nn.Module | None = getattr(base, "project_out", None)
         self._embed_multiplier = self._factor(family.embed_multiplier_field)
@@ -80,9 +82,9 @@ class LayeredDecoder:
     def with_modules(self, table: Mapping[nn.Module, nn.Module], n_layers: int) -> "LayeredDecoder":
         """A decoder of layers [0, n_layers) with the modules in `table` replaced; the rest is shared."""
         other = copy.copy(self)
-        other._layers = [_replaced(layer, table) for layer in self._layers[:n_layers]]
+        other._layers = [replaced(layer, table) for layer in self._layers[:n_layers]]
         other._kinds, other._reaches = self._kinds[:n_layers], self._reaches[:n_layers]
-        other._head = _replaced(self._head, table)
+        other._head = replaced(self._head, table)
         return other
 
     @property
@@ -126,10 +128,14 @@ class LayeredDecoder:
         return int(self._rotary.original_max_seq_len) if dynamic else None
 
     def products(self) -> Iterator[nn.Module]:
-        """The modules whose matrix products decide a token: those of the first layer, and the head."""
-        for module in (*self._layers[0].modules(), self._head):
-            weight: Any = getattr(module, "weight", None)
-            if weight is not None and weight.dim() == 2:
+        """The modules whose matrices decide a token, in all layers, and the head.
+
+        A matrix is a parameter of two dimensions or more, or where it is quantised a buffer of whole numbers.
+        """
+        for module in (*(m for layer in self._layers for m in layer.modules()), self._head):
+            whole = (b for b in module._buffers.values() if b is not None and not b.is_floating_point())
+            packed = any(b.dim() > 1 and b.dtype != torch.bool for b in whole)
+            if packed or any(p is not None and p.dim() > 1 for p in module._parameters.values()):
                 yield module
 
     def span(
@@ -227,32 +233,6 @@ class LayeredDecoder:
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
-
-
-def _with_our_attention(layer: nn.Module, attention: str) -> nn.Module:
-    """A shell of `layer` whose attention goes through `layer_skip.attention`; every submodule is shared.
-
-    The model keeps its own attention setting: switching it on the model would change what `forward` does
-    for everybody else, in the middle of their calls.
-    """
-    attention_shell = copy.copy(getattr(layer, attention))
-    attention_shell.config = copy.copy(attention_shell.config)
-    attention_shell.config._attn_implementation = ATTENTION
-    shell = copy.copy(layer)
-    shell._modules = {**layer._modules, attention: attention_shell}
-    return shell
-
-
-def _replaced(module: nn.Module, table: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """`module` with its parts looked up in `table`; a shell where any was found, itself where none was."""
-    if module in table:
-        return table[module]
-    parts = {name: part and _replaced(part, table) for name, part in module._modules.items()}
-    if all(parts[name] is part for name, part in module._modules.items()):
-        return module
-    shell = copy.copy(module)
-    shell._modules = parts
-    return shell
 
 
 def _layer_kinds(config: Any, n_layers: int) -> tuple[list[str], list[Reach]]:

@@ -1,7 +1,7 @@
 """Which row describes a model: its family's own, or one made up from its structure."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -33,7 +33,7 @@ def family_of(model: nn.Module) -> Family:
     return FAMILIES.get(config.model_type) or _by_structure(model)
 
 
-def is_tried(family: Family) -> bool:
+def is_guessed(family: Family) -> bool:
     """Whether the row was made up from a model's structure."""
     return FAMILIES.get(family.model_type) is not family
 
@@ -41,7 +41,7 @@ def is_tried(family: Family) -> bool:
 def _by_structure(model: Any) -> Family:
     """A row of common names, as far as they are found in `model`."""
     prefix = getattr(model, "base_model_prefix", "") or "model"
-    base_name = _found(model, (*_BASES, prefix), "base model", model)
+    base_name = _found(model, (*_BASES, prefix), "base model", model, _has_layers)
     base = attrgetter(base_name)(model)
     layers = _found(base, _LAYERS, "list of layers", model)
     layer = next(iter(getattr(base, layers)))
@@ -75,12 +75,23 @@ def _takes(parameters: Any, name: str) -> bool:
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _found(owner: Any, names: Sequence[str], what: str, model: Any) -> str:
+def _has_layers(part: nn.Module) -> bool:
+    return any(hasattr(part, name) for name in _LAYERS)
+
+
+def _found(
+    owner: Any,
+    names: Sequence[str],
+    what: str,
+    model: Any,
+    fits: Callable[[nn.Module], bool] = lambda part: True,
+) -> str:
+    """The first of `names` under which `owner` has a module that fits."""
     for name in names:
         part = owner
         for step in name.split("."):
             part = getattr(part, step, None)
-        if isinstance(part, nn.Module) and (what != "base model" or any(hasattr(part, n) for n in _LAYERS)):
+        if isinstance(part, nn.Module) and fits(part):
             return name
     raise UnsupportedModelError(
         f"no row for model_type={model.config.model_type!r} in layer_skip/families.py, and "

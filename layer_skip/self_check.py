@@ -9,7 +9,7 @@ from torch import Tensor
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.families import UnsupportedModelError
-from layer_skip.recognition import is_tried
+from layer_skip.recognition import is_guessed
 from layer_skip.span import Span
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -41,7 +41,7 @@ def check_decoder(model: Any, decoder: LayeredDecoder) -> float:
     model.eval()
     try:
         error = _compare(model, decoder)
-        if is_tried(decoder.family):
+        if is_guessed(decoder.family):
             error = _worse(error, _compare_short_windows(model, decoder))
         tolerance = _TOLERANCE.get(decoder.dtype, 1e-1)
         if not error <= tolerance:

@@ -1,4 +1,4 @@
-"""Where the tokens of a pass stand: positions, rotary angles, masks; built once a round, sliced per pass."""
+"""Where the tokens of a pass stand: positions, rotary angles, masks; built for a round, sliced per pass."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any

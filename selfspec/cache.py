@@ -101,5 +101,5 @@ class CacheWindow:
         return keys[:, :, :length], values[:, :, :length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens before this pass, for the attention code that asks (MPT, Llama 4)."""
+        """Tokens before this pass, 0 where rows differ: for attention code that asks (MPT, Llama 4)."""
         return self._span.start or 0

@@ -2,24 +2,31 @@
 
 A matrix product over one row and one over several may differ in the last bit, and so may attention over
 keys of another length; in bf16 that flips a token now and then. The engine therefore pads its passes to
-shapes that a probe found to give bit-equal rows, and the text is the same for every draft setting.
+shapes that a probe found to give bit-equal rows, and the text is the same for every draft setting. Where a
+model computes something that the probe does not look at, that is said, not claimed.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from layer_skip.attention import attend
 from layer_skip.decoder import LayeredDecoder
 
-_ROW_COUNTS = (*range(1, 17), 24, 32, 48, 64)
+_ALL_ROWS = 32
+"""Up to this many rows every count is probed, beyond it a few."""
+_ROW_COUNTS = (*range(1, _ALL_ROWS + 1), 48, 64)
 _WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16)
 _QUANTA = (64, 128, 256, 512)
 _PROBED_COLUMNS = 4096
+_NO_SHAPES = "this machine offers no shapes with bit-equal rows"
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,13 @@ class ShapePlan:
     """Row counts B*m at which a matrix product rounds differently."""
     key_quantum: int = 64
     """Key lengths are multiples of this."""
-    exact: bool = False
-    """Whether rows were found to be bit-equal at these shapes."""
+    doubt: str = _NO_SHAPES
+    """Why rows may not be bit-equal at these shapes; empty where they were found to be."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether all that decides a token was found to be bit-equal at these shapes."""
+        return not self.doubt
 
     def width(self, rows: int, width: int) -> int:
         """The least width >= `width` that is safe for `rows` rows."""
@@ -47,46 +59,81 @@ class ShapePlan:
 
 
 FASTEST = ShapePlan()
+_plans: WeakKeyDictionary[LayeredDecoder, ShapePlan] = WeakKeyDictionary()
 
 
 def describe(shapes: ShapePlan, deterministic: bool) -> str:
     """Whether rounding can change the text under these shapes, in words."""
     if not deterministic:
         return "not deterministic: rounding may flip a near-tie when settings change"
-    if not shapes.exact:
-        return "this machine offers no shapes with bit-equal rows: rounding may flip a near-tie"
+    if shapes.doubt:
+        return f"{shapes.doubt}: rounding may flip a near-tie"
     width, quantum = shapes.width(1, 1), shapes.key_quantum
     return f"bit-equal rows: at least {width} query tokens, keys in multiples of {quantum}"
 
 
 def probe(decoder: LayeredDecoder) -> ShapePlan:
     """The smallest shapes at which this model's products and attention give bit-equal rows."""
-    config = decoder.config
+    plan = _plans.get(decoder)
+    if plan is None:
+        plan = _plans[decoder] = _probe(decoder)
+    return plan
+
+
+def _probe(decoder: LayeredDecoder) -> ShapePlan:
+    config, threads = decoder.config, torch.get_num_threads()
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
     bad_widths, key_quantum = _probe_attention(
-        head_size, groups, decoder.dtype, decoder.device, torch.get_num_threads()
+        head_size, _groups(decoder), decoder.dtype, decoder.device, threads
     )
-    bad_rows = frozenset().union(*(_bad_row_counts(module) for module in decoder.products()))
-    plan = ShapePlan(bad_widths, bad_rows, key_quantum or max(_QUANTA))
-    settled = key_quantum is not None and max(bad_widths | bad_rows, default=0) < max(_WIDTHS)
-    return ShapePlan(plan.bad_widths, plan.bad_rows, plan.key_quantum, exact=True) if settled else FASTEST
+    products = {_product(module) for module in decoder.products() if not _unprobed_product(module)}
+    bad_rows = frozenset().union(*(_probe_product(*product, threads) for product in products))
+    settled = max(bad_widths, default=0) < max(_WIDTHS) and max(bad_rows, default=0) < _ALL_ROWS
+    if key_quantum is None or not settled:
+        return FASTEST
+    return ShapePlan(bad_widths, bad_rows, key_quantum, _unprobed(decoder))
 
 
-def _bad_row_counts(module: nn.Module) -> frozenset[int]:
-    """Row counts whose products differ in a bit from those over many rows."""
-    weight = module.weight
-    if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
-        return frozenset()
-    transposed = not isinstance(module, nn.Linear)  # GPT-2's Conv1D keeps [in, out]
-    return _probe_product(
-        tuple(weight.shape[::-1] if transposed else weight.shape),
-        transposed,
-        weight.dtype,
-        weight.device,
-        torch.get_num_threads(),
-    )
+def _groups(decoder: LayeredDecoder) -> int:
+    """Query heads per key/value head."""
+    attention = getattr(decoder.layers[0], decoder.family.attention)
+    groups = getattr(attention, "num_key_value_groups", None)
+    heads = decoder.config.num_attention_heads
+    return groups or heads // (getattr(decoder.config, "num_key_value_heads", None) or heads)
+
+
+def _unprobed(decoder: LayeredDecoder) -> str:
+    """What decides a token and is not probed, in words; empty where there is nothing of the kind."""
+    config, attention = decoder.config, getattr(decoder.layers[0], decoder.family.attention)
+    found = {
+        "attention code of the model's own": decoder.family.own_attention,
+        "soft caps on attention scores": bool(getattr(config, "attn_logit_softcapping", None)),
+        "attention sinks": hasattr(attention, "sinks"),
+        "latent keys and values": bool(getattr(config, "kv_lora_rank", None)),
+    }
+    reasons = {reason for reason, there in found.items() if there}
+    reasons |= {_unprobed_product(module) for module in decoder.products()} - {""}
+    return f"not probed are {', '.join(sorted(reasons))}" if reasons else ""
+
+
+def _unprobed_product(module: nn.Module) -> str:
+    """Why the products of a module are not probed; empty where they are."""
+    if any(p is not None and p.dim() > 2 for p in module._parameters.values()):
+        return "experts, whose rows follow the routing"
+    weight: Any = module._parameters.get("weight")
+    if not isinstance(module, (nn.Linear, Conv1D)):
+        return f"products of {type(module).__name__}"
+    plain = type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point() and weight.itemsize > 1
+    return "" if plain else "quantised weights"
+
+
+def _product(module: nn.Module) -> tuple[tuple[int, int], bool, torch.dtype, torch.device]:
+    """Shape [outputs, inputs] of a matrix, whether it is kept transposed, its dtype and device."""
+    weight: Any = module.weight
+    transposed = isinstance(module, Conv1D)  # GPT-2's keeps [in, out]
+    outputs, inputs = reversed(weight.shape) if transposed else weight.shape
+    return (outputs, inputs), transposed, weight.dtype, weight.device
 
 
 @lru_cache(maxsize=256)
@@ -137,10 +184,11 @@ def _probe_attention(
 def _attention_samples(
     head_size: int, groups: int, dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
-    """Random query, key, value and prefix length; 16 KV heads, since differences are rare in each."""
+    """Random query, key, value and prefix length; many heads, since differences are rare in each."""
+    kv_heads = max(1, min(16, 256 // groups))
     for seed, cached in enumerate((5, 40, 100, 180, 240, 300, 370, 440, 600, 700, 800, 900)):
         generator = torch.Generator().manual_seed(seed)
-        shapes = ((16 * groups, max(_WIDTHS)), (16, 2048), (16, 2048))
+        shapes = ((kv_heads * groups, max(_WIDTHS)), (kv_heads, 2048), (kv_heads, 2048))
         query, key, value = (
             torch.randn(1, h, n, head_size, generator=generator).to(device, dtype) for h, n in shapes
         )

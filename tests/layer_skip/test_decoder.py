@@ -10,6 +10,7 @@ import torch
 from tiny_models import LAYERS, VARIANTS, VOCAB, random_prompts, tiny_model
 from torch import Tensor, nn
 
+from layer_skip import decoder as decoder_of
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.families import FAMILIES, UnsupportedModelError
 from selfspec.cache import KVCache
@@ -195,3 +196,20 @@ def test_a_tree_in_one_pass_gives_what_its_branches_give_one_by_one(
             branch = torch.cat([text, nodes[row, way]])
             expected = model(branch[None]).logits[0, -1]
             torch.testing.assert_close(logits[row, column], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bug_in_our_own_code_is_not_reported_as_a_part_that_is_missing(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise AttributeError("ours")
+
+    monkeypatch.setattr(decoder_of, "with_our_attention", broken)
+    with pytest.raises(AttributeError, match=r"^ours$"):
+        LayeredDecoder(llama)
+
+
+def test_a_layer_whose_attention_has_no_config_lacks_a_part(llama: Any) -> None:
+    del llama.model.layers[1].self_attn.config
+    with pytest.raises(UnsupportedModelError, match=r"lacks a part: .*config"):
+        LayeredDecoder(llama)

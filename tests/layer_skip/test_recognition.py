@@ -14,7 +14,7 @@ import selfspec
 from layer_skip import decoder, recognition
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.families import FAMILIES, UnsupportedModelError
-from layer_skip.recognition import family_of, is_tried
+from layer_skip.recognition import family_of, is_guessed
 from layer_skip.self_check import check_decoder
 
 
@@ -45,9 +45,9 @@ def no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.usefixtures("no_rows")
-def test_a_model_without_a_row_is_tried_by_its_structure(name: str) -> None:
+def test_a_model_without_a_row_is_guessed_by_its_structure(name: str) -> None:
     model = tiny_model(name)
-    assert is_tried(family_of(model))
+    assert is_guessed(family_of(model))
     request = {**random_prompts(24, 3, 9, 30), "max_new_tokens": 12}
     expected = own_generate(model, **request)
     selfspec.wrap(model, exit_layer=2, draft_length=4)

@@ -11,7 +11,7 @@ from torch import nn
 
 from layer_skip.decoder import LayeredDecoder
 from selfspec import shapes
-from selfspec.shapes import FASTEST, ShapePlan, probe
+from selfspec.shapes import FASTEST, ShapePlan, describe, probe
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,112 @@ def test_a_machine_without_such_shapes_is_said_to_have_none(
     assert not probe(LayeredDecoder(llama)).exact
 
 
-def test_modules_without_an_ordinary_weight_are_left_out_of_the_probe() -> None:
-    module = nn.Module()
-    module.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
-    assert shapes._bad_row_counts(module) == frozenset()
-    module.weight = nn.Parameter(torch.zeros(4))
-    assert shapes._bad_row_counts(module) == frozenset()
+@pytest.fixture
+def all_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which every product and attention that is probed is bit-equal."""
+    monkeypatch.setattr(shapes, "_probe_attention", lambda *_: (frozenset(), 64))
+    monkeypatch.setattr(shapes, "_probe_product", lambda *_: frozenset())
+
+
+@pytest.mark.parametrize(
+    ("name", "doubt"),
+    [
+        ("llama", ""),
+        ("gpt2", ""),
+        ("qwen3", ""),
+        ("mixtral", "experts, whose rows follow the routing"),
+        ("olmoe", "experts, whose rows follow the routing"),
+        ("gptj", "attention code of the model's own"),
+        ("codegen", "attention code of the model's own"),
+        ("bloom", "attention code of the model's own"),
+        ("mpt", "attention code of the model's own"),
+        ("falcon", "attention code of the model's own"),
+        ("gemma2", "soft caps on attention scores"),
+        ("gpt_oss", "attention sinks"),
+        ("minicpm3", "latent keys and values"),
+        ("deepseek_v3", "experts, whose rows follow the routing"),
+    ],
+)
+def test_bit_equal_rows_are_claimed_only_where_all_was_probed(all_equal: None, name: str, doubt: str) -> None:
+    plan = probe(LayeredDecoder(tiny_model(name)))
+    assert plan.exact == (not doubt)
+    assert doubt in plan.doubt
+    assert plan.key_quantum == 64  # and what can be had is had all the same
+    said = describe(plan, deterministic=True)
+    if doubt:
+        assert said.startswith("not probed are ")
+        assert said.endswith(": rounding may flip a near-tie")
+    else:
+        assert said.startswith("bit-equal rows: ")
+
+
+class Quantised(nn.Linear):
+    """A matrix in a form of its own, as libraries for quantisation replace them."""
+
+    def __init__(self, base: nn.Linear, kind: str) -> None:
+        super().__init__(base.in_features, base.out_features, bias=False)
+        whole = torch.zeros(base.out_features, base.in_features, dtype=torch.int8)
+        if kind == "buffer":
+            del self.weight
+            self.register_buffer("qweight", whole)
+        else:
+            self.weight = nn.Parameter(whole, requires_grad=False)
+
+
+@pytest.mark.parametrize("kind", ["buffer", "parameter"])
+def test_quantised_weights_of_any_layer_are_not_taken_for_safe(
+    llama: Any, all_equal: None, kind: str
+) -> None:
+    mlp = llama.model.layers[-1].mlp
+    mlp.up_proj = Quantised(mlp.up_proj, kind)
+    assert probe(LayeredDecoder(llama)).doubt == "not probed are quantised weights"
+
+
+def test_products_of_all_layers_are_probed(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first layer may be of another kind, and smaller, than the others."""
+    probed = []
+    monkeypatch.setattr(shapes, "_probe_attention", lambda *_: (frozenset(), 64))
+    monkeypatch.setattr(shapes, "_probe_product", lambda *product: probed.append(product) or frozenset())
+    mlp = llama.model.layers[2].mlp
+    mlp.up_proj = nn.Linear(mlp.up_proj.in_features, 7 * mlp.up_proj.out_features, bias=False)
+    probe(LayeredDecoder(llama))
+    assert tuple(mlp.up_proj.weight.shape) in [shape for shape, *_ in probed]
+
+
+def test_only_gpt2s_matrices_are_probed_transposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: dict[str, set[tuple[Any, bool]]] = {}
+    monkeypatch.setattr(shapes, "_probe_attention", lambda *_: (frozenset(), 64))
+    for name in ("gpt2", "mixtral"):
+        seen = probed[name] = set()
+        monkeypatch.setattr(
+            shapes, "_probe_product", lambda shape, how, *_, seen=seen: seen.add((shape, how)) or frozenset()
+        )
+        probe(LayeredDecoder(tiny_model(name)))
+    assert any(transposed for _, transposed in probed["gpt2"])
+    assert not any(transposed for _, transposed in probed["mixtral"])
+    vocab, hidden = tiny_model("gpt2").lm_head.weight.shape
+    assert ((vocab, hidden), False) in probed["gpt2"]
+    assert ((3 * hidden, hidden), True) in probed["gpt2"]
+
+
+@pytest.mark.parametrize(("bad", "exact"), [({17}, True), ({1, 2, 23}, True), ({32}, False), ({64}, False)])
+def test_rows_of_every_count_up_to_32_are_probed_and_padded_where_they_differ(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, bad: set[int], exact: bool
+) -> None:
+    monkeypatch.setattr(shapes, "_probe_attention", lambda *_: (frozenset(), 64))
+    monkeypatch.setattr(shapes, "_probe_product", lambda *_: frozenset(bad))
+    assert set(range(1, 33)) <= set(shapes._ROW_COUNTS)
+    plan = probe(LayeredDecoder(llama))
+    assert plan.exact is exact
+    if exact:
+        assert all(plan.width(1, width) not in bad for width in range(1, 33))
+
+
+def test_query_heads_that_share_one_key_head_are_probed_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = []
+    monkeypatch.setattr(
+        shapes, "_probe_attention", lambda size, groups_, *_: groups.append(groups_) or (frozenset(), 64)
+    )
+    model = tiny_model("gpt_bigcode")
+    probe(LayeredDecoder(model))
+    assert groups == [model.config.num_attention_heads]
