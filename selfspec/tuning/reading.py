@@ -25,7 +25,7 @@ class Agreement:
 class Reading:
     """Keeps the hidden states behind each layer at the last positions of the prefill.
 
-    `watch` is handed to `LayeredDecoder.run`; it keeps references into states that exist for the moment.
+    `watch` is handed to `LayeredDecoder.run`. A prefill comes in chunks, of which the last may be short.
     """
 
     samples: int
@@ -33,7 +33,9 @@ class Reading:
 
     def watch(self, layers: int, hidden: Tensor) -> None:
         """Hidden states [B, m, D] after so many layers."""
-        self._hidden[layers] = hidden[:1, -self.samples :]
+        before = self._hidden.get(layers, hidden[:1, :0])
+        # A copy, where a slice would keep the states of the whole chunk alive.
+        self._hidden[layers] = torch.cat([before, hidden[:1, -self.samples :]], dim=1)[:, -self.samples :]
 
     @torch.inference_mode()
     def agreement(self, decoder: LayeredDecoder) -> Agreement | None:

@@ -104,3 +104,26 @@ def test_reading_does_not_change_the_text(family: str) -> None:
     out = model.generate(**prompts, max_new_tokens=16)
     assert model.speculation.knowledge.samples > 0
     assert torch.equal(out, type(model).generate(model, **prompts, max_new_tokens=16))
+
+
+def test_positions_are_read_across_chunks_of_the_prefill(llama: Any) -> None:
+    decoder = LayeredDecoder(llama)
+    text = random_prompts(9 + 2 * 11)["input_ids"][0]
+    whole, parts = Reading(16), Reading(16)
+    states = torch.randn(1, len(text), llama.config.hidden_size)
+    for layer in range(1, LAYERS + 1):
+        whole.watch(layer, states + layer)
+    for first, last in ((0, 20), (20, 30), (30, 31)):  # the last chunk has one token
+        for layer in range(1, LAYERS + 1):
+            parts.watch(layer, states[:, first:last] + layer)
+    kept = parts._hidden.values()
+    assert all(hidden.untyped_storage().nbytes() <= 2 * 16 * hidden[0, 0].nbytes for hidden in kept)
+    expected, found = whole.agreement(decoder), parts.agreement(decoder)
+    assert found == expected
+    assert found is not None and found.samples == 16
+
+
+def test_a_prompt_that_ends_just_after_a_chunk_is_read_as_far_as_any_other(costed: Any) -> None:
+    costed.speculation._knowledge.exact = PassCosts((0.225,) * 6, (0.1,) * 5 + (0.0032,))
+    costed.config.max_position_embeddings = 1024
+    assert read_positions(costed, new_tokens=40, prompt=514) == [SAMPLES]
