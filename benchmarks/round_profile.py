@@ -110,8 +110,7 @@ def profile(model: Any, prompts: list[torch.Tensor], sampled: bool, new_tokens: 
         "round_milliseconds": 1e3 * whole / rounds,
         "milliseconds": {label: 1e3 * spent / rounds for label, spent in seconds.items()},
         "engine_share": 1 - modules / whole,
-        "exit_layer": stats.exit_layer,
-        "draft_length": stats.draft_length,
+        "drafts": stats.drafts,
     }
 
 
@@ -141,7 +140,7 @@ def table(results: dict[str, Any]) -> str:
     for name in ("greedy", "temperature 0.8"):
         found = results[name]
         lines += [
-            f"## {name}: E = {found['exit_layer']}, K = {found['draft_length']}, batch 1",
+            f"## {name}: {found['drafts']}, batch 1",
             "",
             "| part | ms a round |",
             "|---|---|",

@@ -60,13 +60,19 @@ class Call:
         positions = first + torch.tensor(tree.padded_depths(width), device=device)
         return self.decoder.span(positions, key_length, start, tree.ancestors(width).to(device))
 
-    def lay_out(self, tree: Tree) -> Span:
-        """Open a round with these candidates: where they stand, and room for the padding of its passes."""
+    def open(self, depth: int) -> None:
+        """Open a round whose candidates are at most `depth` tokens deep."""
+        first = torch.tensor(self.rows.cached, device=self.rows.sequences.device)[:, None] + 1
+        self.mode.open(first + torch.arange(depth + 1, device=first.device))
+
+    def place(self, tree: Tree) -> Span:
+        """Where these candidates stand, and room for the padding of their passes."""
         rows = len(self.rows.active)
         passes = [(0, tree.size), (tree.n_inner, tree.size), *((run.first, run.last) for run in tree.levels)]
         width = max(first + self.shapes.width(rows, last - first) for first, last in passes)
-        starts = self.rows.cached
-        span = self.span(starts, width, tree)
-        first = torch.tensor(starts, device=span.slots.device)[:, None] + 1
-        self.mode.open(first + torch.arange(tree.depth + 1, device=first.device))
-        return span
+        return self.span(self.rows.cached, width, tree)
+
+    def lay_out(self, tree: Tree) -> Span:
+        """Open a round with these very candidates, and say where they stand."""
+        self.open(tree.depth)
+        return self.place(tree)

@@ -2,20 +2,28 @@
 
 import difflib
 import functools
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
-from selfspec.tree import Tree, TreeOfDepth, chain, cut, with_siblings
+from selfspec.drafting.lookup import LONGEST_FOUND
+from selfspec.tree import MAX_CANDIDATES, Tree, TreeOfDepth, chain, cut, with_siblings
+from selfspec.values import ConfigError, check_choice, check_int, checked_corpus, parse_bytes
 
 MAX_DRAFT_LENGTH = 64
 DRAFTS = ("auto", "early_exit", "low_bit", "lookup", "hybrid")
 
 Auto = Literal["auto"]
 
-
-class ConfigError(ValueError):
-    """A setting that does not exist or cannot be; the message says what is allowed."""
+_WITHOUT_USE: dict[str, tuple[str, ...]] = {
+    "auto": (),
+    "early_exit": ("draft_bits", "draft_memory", "corpus"),
+    "low_bit": ("corpus",),
+    "lookup": ("exit_layer", "tree", "draft_bits", "draft_memory", "confidence_threshold"),
+    "hybrid": (),
+}
+"""The settings that mean nothing to each kind of draft."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,8 @@ class SpeculationConfig:
     """How a wrapped model drafts, accepts and computes.
 
     Raises:
-        ConfigError: a value out of its range, with the allowed ones in the message.
+        ConfigError: a value out of its range, with the allowed ones in the message; a setting that means
+            nothing to the draft that was chosen.
     """
 
     draft: Literal["auto", "early_exit", "low_bit", "lookup", "hybrid"] = "auto"
@@ -34,8 +43,8 @@ class SpeculationConfig:
     exit_layer: int | Auto = "auto"
     """E: the draft runs layers [0, E), 1 <= E < number of layers, in low bits up to all of them."""
     draft_length: int | Auto = "auto"
-    """K: tokens drafted in a round, 0 for plain autoregression. A number is used as it is; "auto" also stops
-    drafting where it does not pay."""
+    """K: most tokens drafted in a round, one after the other; 0 for plain autoregression. Layers draft so
+    many in every round, lookup as many as it finds. "auto" also stops drafting where it does not pay."""
     tree: Literal["chain", "siblings"] | tuple[int, ...] = "chain"
     """How candidates follow each other: a chain, a chain with the second choice beside each token, or a tree
     of your own as the parents of its nodes 1, 2, ... (0 is the last committed token), see `selfspec.tree`.
@@ -44,9 +53,11 @@ class SpeculationConfig:
     draft_bits: Literal[4, 8] = 4
     """Bits of the low-bit view."""
     draft_memory: int | str | None = None
-    """Most memory that a low-bit view may add, in bytes or as "1GiB"; the largest view that fits is made."""
-    corpus: str | None = None
-    """A text file whose token sequences lookup may follow as well, read with the model's own tokenizer."""
+    """Most memory that a low-bit view may add, in bytes or as "1GiB"; the largest view that fits is made, and
+    none for 0."""
+    corpus: str | Path | Sequence[int] | None = None
+    """What lookup may copy from beside the text itself: a text file, read with the model's own tokenizer, or
+    token ids."""
     acceptance: Literal["coupled", "rejection"] = "coupled"
     """How sampled text is verified; greedy decoding is the same in both."""
     confidence_threshold: float = 0.0
@@ -62,41 +73,80 @@ class SpeculationConfig:
     """Raise where a generate option cannot be speculated, instead of using the model's own generate."""
 
     def __post_init__(self) -> None:
-        _check_int("exit_layer", self.exit_layer, 1, None)
-        _check_int("draft_length", self.draft_length, 0, MAX_DRAFT_LENGTH)
-        _check_choice("draft", self.draft, DRAFTS)
-        _check_choice("draft_bits", self.draft_bits, (4, 8))
-        _check_choice("acceptance", self.acceptance, ("coupled", "rejection"))
+        check_int("exit_layer", self.exit_layer, 1, None)
+        check_int("draft_length", self.draft_length, 0, MAX_DRAFT_LENGTH)
+        check_choice("draft", self.draft, DRAFTS)
+        check_choice("draft_bits", self.draft_bits, (4, 8))
+        check_choice("acceptance", self.acceptance, ("coupled", "rejection"))
         for name in ("deterministic", "strict"):
-            _check_choice(name, getattr(self, name), (True, False))
-        self._check_tree()
+            check_choice(name, getattr(self, name), (True, False))
         parse_bytes(self.draft_memory)
+        object.__setattr__(self, "corpus", checked_corpus(self.corpus))
         threshold = self.confidence_threshold
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
             raise ConfigError(f"confidence_threshold={threshold!r}: a number from 0 (never stop) to below 1")
-        if threshold and self.tree != "chain":
-            raise ConfigError(
-                f"confidence_threshold={threshold}: it stops chains; a tree={self.tree!r} has one shape"
-            )
+        self._check_tree()
         if self.names_profiles and self.against_profiles:
             raise ConfigError(
                 f"profile with {self.against_profiles}: a profile chooses exit layer, draft length and where "
                 "to stop, for draft='early_exit'; leave the one or the other out"
             )
+        self._check_use()
 
     def _check_tree(self) -> None:
         if isinstance(self.tree, tuple):
             try:
-                Tree.of(self.tree)
+                depth = Tree.of(self.tree).depth
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"tree={self.tree!r}: {error}") from error
+            if self.draft_length != "auto" and self.draft_length > depth:
+                raise ConfigError(
+                    f"draft_length={self.draft_length}: tree={self.tree!r} is {depth} deep, allowed are 0 to "
+                    f"{depth}, or 'auto'"
+                )
         else:
-            _check_choice("tree", self.tree, ("chain", "siblings"))
-        if self.tree != "chain" and self.acceptance == "rejection":
+            check_choice("tree", self.tree, ("chain", "siblings"))
+        if self.tree == "chain":
+            return
+        if self.acceptance == "rejection":
             raise ConfigError(
                 f"tree={self.tree!r} with acceptance='rejection': the rejection rule needs candidates drawn "
                 "independently from the draft, and a tree's are its likeliest tokens; use 'coupled'"
             )
+        if self.confidence_threshold:
+            raise ConfigError(
+                f"confidence_threshold={self.confidence_threshold}: it stops chains; a "
+                f"tree={self.tree!r} has one shape"
+            )
+        self._check_candidates()
+
+    def _check_candidates(self) -> None:
+        """Refuse a tree that, with a branch of found tokens, may hold more candidates than a round takes."""
+        if self.draft_length == "auto" and not isinstance(self.tree, tuple):
+            return  # drafts that end by themselves are short enough
+        depth = MAX_DRAFT_LENGTH if self.draft_length == "auto" else self.draft_length
+        found = self.longest_found if self.looks_up else 0
+        own = 2 * depth if self.tree == "siblings" else self.shape(depth).size - 1
+        if own + found > MAX_CANDIDATES:
+            branch = f" and {found} found ones" if found else ""
+            raise ConfigError(
+                f"tree={self.tree!r} with draft_length={self.draft_length!r}: {own} candidates{branch} in a "
+                f"round, allowed are up to {MAX_CANDIDATES}; draft less deep, or a tree of fewer nodes"
+            )
+
+    def _check_use(self) -> None:
+        """Refuse settings that mean nothing to the draft. With a draft length of 0 none needs to."""
+        if self.draft_length == 0:
+            return
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in _WITHOUT_USE[self.kind]:
+            if getattr(self, name) != defaults[name]:
+                users = [kind for kind, without in _WITHOUT_USE.items() if name not in without]
+                how = "" if self.draft == self.kind else ", which exit_layer or profile chooses"
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} means nothing to draft={self.kind!r}{how}: leave "
+                    f"it out, or choose one of {', '.join(map(repr, users))}"
+                )
 
     @property
     def shape(self) -> TreeOfDepth:
@@ -110,6 +160,16 @@ class SpeculationConfig:
         """`draft`, with "auto" resolved where a number for E or K, or a profile, has already chosen."""
         chosen = self.exit_layer != "auto" or self.draft_length == 0 or self.names_profiles
         return "early_exit" if self.draft == "auto" and chosen else self.draft
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether found tokens are drafted, among others."""
+        return self.kind in ("auto", "lookup", "hybrid")
+
+    @property
+    def longest_found(self) -> int:
+        """Most tokens of a draft that was looked up."""
+        return LONGEST_FOUND if self.draft_length == "auto" else self.draft_length
 
     @property
     def names_profiles(self) -> bool:
@@ -156,38 +216,3 @@ class SpeculationConfig:
                 f"exit_layer={self.exit_layer}: this model has {n_layers} layers, "
                 f"allowed are 1 to {deepest} or 'auto'{whole}"
             )
-
-
-def parse_bytes(memory: int | str | None) -> int | None:
-    """Bytes of "1GiB", "300 MB" or a number; None for no limit.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if memory is None:
-        return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(memory), re.IGNORECASE)
-    if isinstance(memory, (bool, float)) or match is None:
-        raise ConfigError(f'draft_memory={memory!r}: allowed are bytes, or a text such as "512MiB" or "1GB"')
-    unit = match[2].upper().rstrip("B")
-    step = 1024 if unit.endswith("I") else 1000
-    return int(float(match[1]) * step ** ("KMGT".index(unit[0]) + 1 if unit else 0))
-
-
-def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    # By type as well: True == 1, and a flag is no number.
-    if not any(value == choice and type(value) is type(choice) for choice in allowed):
-        near = difflib.get_close_matches(str(value), map(str, allowed), n=1)
-        hint = f" (nearest: {near[0]!r})" if near else ""
-        raise ConfigError(f"{name}={value!r}: allowed are {', '.join(map(repr, allowed))}{hint}")
-
-
-def _check_int(name: str, value: object, least: int, most: int | None) -> None:
-    if value == "auto":
-        return
-    allowed = f"a whole number from {least} to {most if most is not None else 'layers - 1'}, or 'auto'"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name}={value!r}: allowed is {allowed}")
-    if value < least or (most is not None and value > most):
-        nearest = least if value < least else most
-        raise ConfigError(f"{name}={value}: allowed is {allowed} (nearest: {nearest})")

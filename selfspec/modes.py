@@ -142,12 +142,9 @@ class Rejection:
     def _drafted_from(self, draft: Draft, p: Tensor) -> Tensor:
         """q [B, K, V]: what the draft drew from; a token that was found is drawn from itself alone."""
         count = draft.tokens.shape[1]
-        drawn = torch.stack(self._q[:count], dim=1) if self._q and count else torch.zeros_like(p[:, :count])
-        if draft.given is None:
-            return drawn
-        drawn = torch.nn.functional.pad(drawn, (0, 0, 0, count - drawn.shape[1]))
-        found = torch.nn.functional.one_hot(draft.tokens.clamp(min=0), p.shape[2]).to(p.dtype)
-        return torch.where(draft.given[:, None, None], found, drawn)
+        if draft.given:
+            return torch.nn.functional.one_hot(draft.tokens.clamp(min=0), p.shape[2]).to(p.dtype)
+        return torch.stack(self._q[:count], dim=1) if count else torch.zeros_like(p[:, :0])
 
     def keep(self, rows: Tensor) -> None:
         self._requests = self._requests[rows]

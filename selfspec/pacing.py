@@ -38,21 +38,20 @@ class FixedLength:
 
 @dataclass
 class PayCheck:
-    """K as long as drafting pays, 0 while it does not, and a probe now and then.
+    """Whether drafting pays: drafts as long as it does, rests while it does not, and a probe now and then.
 
-    Compares tokens per second of the last rounds with K and without. A few plain rounds at the start give
-    the baseline; they generate tokens like any other, so the comparison costs next to nothing.
+    Compares tokens per second of the last rounds with drafts and without. A few plain rounds at the start
+    give the baseline; they generate tokens like any other, so the comparison costs next to nothing.
     """
 
-    length: int
     warmup: int = 3
     """Plain rounds at the start, as long as the plain speed is not known."""
     delay: int = 0
-    """Rounds with K before those: the first round after a prefill is slower than others."""
+    """Rounds with drafts before those: the first round after a prefill is slower than others."""
     trial: int = 8
-    """Rounds with K before the first verdict."""
+    """Rounds with drafts before the first verdict."""
     retrial: int = 4
-    """Rounds with K before a verdict after a rest."""
+    """Rounds with drafts before a verdict after a rest."""
     margin: float = 0.97
     """Drafting goes on while it reaches this share of the plain speed: timings are noisy."""
     rest: int = 24
@@ -62,14 +61,14 @@ class PayCheck:
     _drafting: "Rate" = field(default_factory=lambda: Rate())
     _resting: int = 0
 
-    def draft_length(self, remaining: int) -> int:
+    def allows(self) -> bool:
+        """Whether to draft in the next round."""
         warming = self.plain.rounds < self.warmup and self._drafting.rounds >= self.delay
-        if self._resting or warming:
-            return 0
-        return min(self.length, remaining - 1)
+        return not self._resting and not warming
 
-    def observe(self, length: int, tokens: float, seconds: float) -> None:
-        rate = self._drafting if length else self.plain
+    def observe(self, drafted: bool, tokens: float, seconds: float) -> None:
+        """A round with or without drafts committed `tokens` tokens per row in `seconds`."""
+        rate = self._drafting if drafted else self.plain
         rate.add(tokens, seconds)
         if self._resting:
             self._resting -= 1

@@ -26,8 +26,8 @@ class Draft:
     """[B, n+1, D]: the last committed token and the candidates, after `exact_layers` layers."""
     exact_layers: int = 0
     """Layers that the target's own weights have run, K/V in the cache; verification runs the others."""
-    given: Tensor | None = None
-    """[B] bool: rows whose tokens were not drawn from the draft's distribution but found (None: no row)."""
+    given: bool = False
+    """Whether the tokens were found, rather than drawn from the draft's distribution."""
 
     @property
     def drafted(self) -> Tensor:

@@ -1,34 +1,32 @@
 """What a wrapped model carries: its settings, what was measured of it, and its statistics."""
 
-import sys
+import logging
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.low_bit import LowBitView, NothingToViewError
 from selfspec.call import Drafter
 from selfspec.config import SpeculationConfig
-from selfspec.drafting import EarlyExit, Lookup, LowBit, ModelDrafter, StopRule
-from selfspec.drafting.margins import MarginStop
+from selfspec.drafting.corpus import read_corpus
 from selfspec.drafting.suffix_automaton import SuffixAutomaton
-from selfspec.pacing import FixedLength, Pacer, PayCheck, Rate
+from selfspec.pacing import Pacer
 from selfspec.rows import Rows
 from selfspec.shapes import FASTEST, ShapePlan, describe, probe
 from selfspec.stats import Stats
-from selfspec.strategy import make_view, read_corpus
-from selfspec.tuning.auto import Auto
-from selfspec.tuning.costs import WIDTHS, time_passes
+from selfspec.strategy import Strategy
+from selfspec.tuning.costs import PassCosts, time_passes
 from selfspec.tuning.following import follow
-from selfspec.tuning.knowledge import LONGEST, Arm, Knowledge
+from selfspec.tuning.knowledge import Knowledge
 from selfspec.tuning.profile import Profile, profile_of_call
-from selfspec.tuning.reading import Reading, affordable_samples
+from selfspec.tuning.reading import Reading
+from selfspec.values import parse_bytes
+from selfspec.views import make_view
 
-_READING_SHARE = 0.02
-"""Share of a call's expected time that reading the exits along its prompt may take."""
 _WORTHWHILE_VIEW = 0.75
 """A view is made for "auto" when its layer takes at most this share of the model's own."""
-_USUAL_SPEEDUP = 3.0
+
+_log = logging.getLogger("selfspec")
 
 
 class Speculation:
@@ -53,21 +51,19 @@ class Speculation:
         self._knowledge: Knowledge | None = None
         self._lock = threading.Lock()
 
-    def prepare(self, model: Any, decoder: LayeredDecoder, quiet: bool = False) -> None:
-        """Probe shapes, make the low-bit view and time the passes: all that is done once, at wrap time.
+    def prepare(self, model: Any, decoder: LayeredDecoder) -> None:
+        """Probe shapes, read the corpus, make the low-bit view and time passes: all that is done once.
 
         Raises:
-            ConfigError: the corpus cannot be read.
+            ConfigError: the corpus cannot be read, or the view does not fit.
         """
         self.shapes(decoder)
-        kind = self.config.kind
-        if kind in ("lookup", "hybrid"):
+        if self.config.looks_up:
             self._corpus = read_corpus(model, self.config.corpus)
         exact = time_passes(decoder)
-        if kind in ("low_bit", "hybrid") or (kind == "auto" and self._view_pays(decoder)):
+        if self._wants_view(decoder, exact):
             self.view, self.view_note = make_view(decoder, self.config)
-            if not quiet:
-                print(f"selfspec: {self.view_note}", file=sys.stderr)
+            _log.log(logging.WARNING if self.view is None else logging.INFO, self.view_note)
         low_bit = None if self.view is None else time_passes(self.view.of(decoder))
         self._knowledge = Knowledge(decoder.n_layers, exact, low_bit, self.config.draft_bits)
 
@@ -110,22 +106,17 @@ class Speculation:
     ) -> tuple[Drafter, Pacer, Stats, Reading | None]:
         """Drafter and pacer of a call, its statistics, and what reads the exits along its prompt."""
         profile = profile_of_call(self.profiles, self.config, sampled, workload)
-        if profile is not None:
-            coupled = not sampled or self.config.acceptance == "coupled"
-            stats = Stats(
-                shapes=describe(self.shapes(decoder), self.config.deterministic), view=self.view_note
-            )
-            return *follow(profile, rows, coupled, stats), stats, None
         with self._lock:
-            if self._knowledge is None:  # a copy of a wrapped model, or one that was not wrapped
-                self.prepare(model, decoder, quiet=True)
+            if profile is None and self._knowledge is None:  # a copy, or a model that was not wrapped
+                self.prepare(model, decoder)
         shapes = self.shapes(decoder)
         stats = Stats(shapes=describe(shapes, self.config.deterministic), view=self.view_note)
-        fixed = self._fixed(decoder, stats, sampled)
-        if fixed is not None:
-            return *fixed, stats, None
-        auto = self._auto(decoder, rows, shapes, stats, sampled)
-        return auto, auto, stats, auto.reading
+        if profile is not None:
+            coupled = not sampled or self.config.acceptance == "coupled"
+            return *follow(profile, rows, coupled, stats), stats, None
+        strategy = Strategy(self.config, self.knowledge, self.view, self._corpus)
+        drafter, pacer, reading = strategy.of_call(decoder, rows, shapes, stats, sampled)
+        return drafter, pacer, stats, reading
 
     def finish(self, stats: Stats) -> None:
         """Take up the statistics of a call that ended."""
@@ -139,83 +130,16 @@ class Speculation:
         assert self._knowledge is not None  # made by `prepare`
         return self._knowledge
 
-    def _fixed(self, decoder: LayeredDecoder, stats: Stats, sampled: bool) -> tuple[Drafter, Pacer] | None:
-        """Drafter and pacer where the settings leave no choice."""
-        kind, exit_layer, length = self.config.kind, self.config.exit_layer, self.config.draft_length
-        if length == "auto" or kind in ("auto", "hybrid"):
-            return None
-        stats.choice, stats.draft_length = "as configured", length
-        if length == 0:
-            stats.strategy = "plain"
-            return self._plain(), FixedLength(0)
-        if kind == "lookup":
-            stats.strategy = "lookup"
-            return Lookup(self.knowledge.matches[sampled], self._corpus), FixedLength(length)
-        if exit_layer == "auto":
-            return None
-        arm = Arm(exit_layer, low_bit=kind == "low_bit" and self._view_of(exit_layer) is not None)
-        if not arm.low_bit and exit_layer == decoder.n_layers:
-            return None  # all layers in few bits were asked for, and no view was possible
-        stats.strategy, stats.exit_layer = arm.kind, exit_layer
-        return self._drafter(arm), FixedLength(length)
+    def _wants_view(self, decoder: LayeredDecoder, exact: PassCosts) -> bool:
+        kind = self.config.kind
+        if kind not in ("auto", "low_bit", "hybrid"):
+            return False
+        if parse_bytes(self.config.draft_memory) == 0:
+            self.view_note = f"draft_memory={self.config.draft_memory!r}: no low-bit view"
+            return False
+        return kind != "auto" or self._view_pays(decoder, exact)
 
-    def _auto(
-        self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan, stats: Stats, sampled: bool
-    ) -> Auto:
-        config, n = self.config, len(rows.active)
-        free = config.kind in ("auto", "hybrid", "lookup")
-        measured = config.draft_length == "auto"
-        arms = {arm: self._drafter(arm, self._stop(arm, sampled)) for arm in self._arms(decoder)}
-        return Auto(
-            knowledge=self.knowledge,
-            arms=arms,
-            plain=self._plain(),
-            lengths=range(LONGEST + 1) if measured else [int(config.draft_length)],
-            lookup=Lookup(self.knowledge.matches[sampled], self._corpus) if free else None,
-            check=PayCheck(1, warmup=1, delay=2, plain=self._plain_speed(n)) if measured else FixedLength(1),
-            shapes=shapes,
-            rows=n,
-            sampled=sampled,
-            stats=stats,
-            branches=config.tree != "chain",
-            reading=self._reading(decoder, rows) if len(arms) > 1 else None,
-        )
-
-    def _arms(self, decoder: LayeredDecoder) -> Iterator[Arm]:
-        """The ways to draft with the model's layers that the settings allow."""
-        kind, exit_layer = self.config.kind, self.config.exit_layer
-        if kind == "lookup":
-            return
-        if self.view is not None and kind != "early_exit":
-            exits = range(1, self.view.n_layers + 1) if exit_layer == "auto" else [exit_layer]
-            yield from (Arm(e, low_bit=True) for e in exits if e <= self.view.n_layers)
-        if self.view is None or kind in ("auto", "early_exit"):
-            exits = range(1, decoder.n_layers) if exit_layer == "auto" else [exit_layer]
-            yield from (Arm(e, low_bit=False) for e in exits if e < decoder.n_layers)
-
-    def _drafter(self, arm: Arm, stop: MarginStop | None = None) -> ModelDrafter:
-        config = self.config
-        rule = StopRule.below(config.confidence_threshold)
-        how = (config.shape, rule, stop, config.tree == "siblings")
-        if arm.low_bit and self.view is not None:
-            return LowBit(self.view, arm.exit_layer, *how)
-        return EarlyExit(arm.exit_layer, *how)
-
-    def _stop(self, arm: Arm, sampled: bool) -> MarginStop | None:
-        """What ends an arm's drafts, where neither their length nor another rule is set."""
-        config = self.config
-        if config.draft_length != "auto" or config.confidence_threshold or isinstance(config.tree, tuple):
-            return None
-        return MarginStop(self.knowledge.margin_rates(arm, sampled))
-
-    def _plain(self) -> ModelDrafter:
-        return EarlyExit(1)
-
-    def _view_of(self, exit_layer: int) -> LowBitView | None:
-        fits = self.view is not None and exit_layer <= self.view.n_layers
-        return self.view if fits else None
-
-    def _view_pays(self, decoder: LayeredDecoder) -> bool:
+    def _view_pays(self, decoder: LayeredDecoder, exact: PassCosts) -> bool:
         """Whether a layer in few bits is so fast here that it is worth its memory; tries the first."""
         if decoder.device.type != "cpu":
             return False  # the GPU kernel has not been measured yet: only where it is asked for
@@ -223,23 +147,7 @@ class Speculation:
             first = LowBitView(decoder, 1, self.config.draft_bits, head=False)
         except NothingToViewError:
             return False
-        exact, low_bit = time_passes(decoder), time_passes(first.of(decoder))
-        return low_bit.layer[0] <= _WORTHWHILE_VIEW * exact.layer[0]
-
-    def _plain_speed(self, rows: int) -> Rate:
-        with self._lock:
-            return self.knowledge.plain.setdefault(rows, Rate())
-
-    def _reading(self, decoder: LayeredDecoder, rows: Rows) -> Reading | None:
-        """What reads the exits along the prompt, where more is to be learned and the call is long enough."""
-        knowledge = self.knowledge
-        together = len(rows.active) > 1 and not self.config.deterministic
-        if not knowledge.wants_reading or together:
-            return None
-        step = knowledge.exact.seconds(knowledge.n_layers, 1)
-        budget = _READING_SHARE * rows.max_new_tokens * step / _USUAL_SPEEDUP
-        samples = affordable_samples(budget, knowledge.exact.head[-1] / WIDTHS[-1], decoder.n_layers)
-        return Reading(samples) if samples else None
+        return time_passes(first.of(decoder)).layer[0] <= _WORTHWHILE_VIEW * exact.layer[0]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy measures and packs its own: a view follows the weights of one model.

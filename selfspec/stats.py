@@ -1,33 +1,40 @@
 """Counters and rates of a generate call, and their sums over the calls of a wrapped model."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+
+def _counter(zero: Any = 0) -> Any:
+    """A field that is summed over calls."""
+    return field(default=zero, metadata={"sum": True})
 
 
 @dataclass
 class Stats:
     """What happened: additive counters, and the rates that follow from them."""
 
-    rounds: int = 0
+    rounds: int = _counter()
     """Verification passes."""
-    row_rounds: int = 0
+    row_rounds: int = _counter()
     """Rounds summed over the rows that took part."""
-    drafted: int = 0
-    accepted: int = 0
-    rejected: int = 0
+    drafted: int = _counter()
+    draft_depths: int = _counter()
+    """Tokens on the longest path of each row's draft, summed over rounds and rows: `drafted` for chains."""
+    accepted: int = _counter()
+    rejected: int = _counter()
     """Draft tokens that the target replaced: at most one a round and row; those after it do not count."""
-    tokens: int = 0
+    tokens: int = _counter()
     """Tokens generated, over all rows."""
-    seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    round_seconds: float = 0.0
-    calls: int = 0
+    seconds: float = _counter(0.0)
+    prefill_seconds: float = _counter(0.0)
+    round_seconds: float = _counter(0.0)
+    calls: int = _counter()
     strategy: str = ""
     """Where candidates came from in the last call: early_exit, low_bit, lookup, or several; or plain."""
     exit_layer: int | None = None
     """E of the last call."""
     draft_length: int | None = None
-    """K of the last call."""
+    """K of the last call: as set, tuned or chosen last; None where drafts ended by themselves."""
     shapes: str = ""
     """Whether rounding can change the text on this machine (see SpeculationConfig.deterministic)."""
     choice: str = ""
@@ -48,6 +55,20 @@ class Stats:
         return 1 + self.accepted / self.row_rounds if self.row_rounds else 0.0
 
     @property
+    def mean_draft_length(self) -> float:
+        """Tokens drafted one after the other, per round and row."""
+        return self.draft_depths / self.row_rounds if self.row_rounds else 0.0
+
+    @property
+    def drafts(self) -> str:
+        """Exit layer and draft length of the call, in words."""
+        if not self.drafted:
+            return "no drafts"
+        mean = f"{self.mean_draft_length:.1f} tokens drafted a round"
+        length = f"K = {self.draft_length}" if self.draft_length else mean
+        return length if self.exit_layer is None else f"E = {self.exit_layer}, {length}"
+
+    @property
     def tokens_per_second(self) -> float:
         """Generated tokens per second of the whole call, prefill included."""
         return self.tokens / self.seconds if self.seconds else 0.0
@@ -56,21 +77,21 @@ class Stats:
         """One row's share of a round; `deepest` is the length of its longest drafted path."""
         self.row_rounds += 1
         self.drafted += drafted
+        self.draft_depths += deepest
         self.accepted += accepted
         self.rejected += accepted < min(deepest, committed)
         self.tokens += committed
 
     def add(self, other: "Stats") -> None:
         """Add another call's counters; its descriptions replace these."""
-        for field in fields(self):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            additive = field.type in (int, float)
-            setattr(self, field.name, mine + theirs if additive else theirs)
+        for each in fields(self):
+            mine, theirs = getattr(self, each.name), getattr(other, each.name)
+            setattr(self, each.name, mine + theirs if "sum" in each.metadata else theirs)
 
     def as_dict(self) -> dict[str, Any]:
         """Counters and rates, ready for JSON."""
-        counters = {field.name: getattr(self, field.name) for field in fields(self)}
-        rates = ("acceptance_rate", "acceptance_length", "tokens_per_second")
+        counters = {each.name: getattr(self, each.name) for each in fields(self)}
+        rates = ("acceptance_rate", "acceptance_length", "mean_draft_length", "tokens_per_second")
         return counters | {name: getattr(self, name) for name in rates}
 
     def __str__(self) -> str:

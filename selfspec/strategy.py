@@ -1,90 +1,132 @@
-"""From settings to drafters: the low-bit view, the corpus, and who drafts in a call."""
+"""Who drafts in a call, and how far: from the settings, and from what is known of the model."""
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from layer_skip.decoder import LayeredDecoder
-from layer_skip.low_bit import LowBitView, NothingToViewError, layers_that_fit, n_matrices
-from selfspec.config import ConfigError, SpeculationConfig, parse_bytes
+from layer_skip.low_bit import LowBitView
+from selfspec.call import Drafter
+from selfspec.config import SpeculationConfig
+from selfspec.drafting import EarlyExit, Lookup, LowBit, ModelDrafter, StopRule
+from selfspec.drafting.margins import MarginStop
 from selfspec.drafting.suffix_automaton import SuffixAutomaton
+from selfspec.pacing import FixedLength, Pacer, PayCheck
+from selfspec.rows import Rows
+from selfspec.shapes import ShapePlan
+from selfspec.stats import Stats
+from selfspec.tuning.auto import Auto
+from selfspec.tuning.costs import WIDTHS
+from selfspec.tuning.knowledge import LONGEST_CHOSEN, Arm, Knowledge
+from selfspec.tuning.reading import Reading, affordable_samples
 
-_SLOW_MATRICES = 1 << 27
-"""Weights from which on making a view takes seconds, and shows a progress bar."""
+_READING_SHARE = 0.02
+"""Share of a call's expected time that reading the exits along its prompt may take."""
+_USUAL_SPEEDUP = 3.0
 
 
-def make_view(decoder: LayeredDecoder, config: SpeculationConfig) -> tuple[LowBitView | None, str]:
-    """The largest view that the settings ask for and memory allows, and a line that says what was made.
+@dataclass(frozen=True)
+class Strategy:
+    """Chooses for the calls of one wrapped model.
 
-    None where nothing fits or nothing can be packed: drafts then use the model's own weights.
+    Args:
+        view: the low-bit view, None where there is none; of `exit_layer` layers at least, where that is set.
+        corpus: what lookup may copy from beside the text.
     """
-    wanted = decoder.n_layers if config.exit_layer == "auto" else int(config.exit_layer)
-    limit = parse_bytes(config.draft_memory)
-    if limit is not None:
-        fitting = layers_that_fit(decoder, limit, config.draft_bits)
-        if not fitting:
-            return None, (
-                f"draft_memory={config.draft_memory!r} is too small for a low-bit view of one layer and the "
-                "head: drafting with the model's own weights"
-            )
-        wanted = min(wanted, fitting)
-    began = time.perf_counter()
-    try:
-        with _progress(decoder, wanted) as advance:
-            view = LowBitView(decoder, wanted, config.draft_bits, advance)
-    except NothingToViewError as error:
-        return None, f"{error}: drafting with the model's own weights"
-    share = view.bytes / view.viewed_bytes
-    return view, (
-        f"{config.draft_bits}-bit view of {wanted} of {decoder.n_layers} layers and the head: "
-        f"{view.bytes / 2**20:.0f} MiB added, {share:.0%} of the weights viewed, "
-        f"{time.perf_counter() - began:.1f} s"
-        + (f"; padded to whole groups: {view.padded} matrices" if view.padded else "")
-        + (f"; kept as they are: {view.kept}" if view.kept else "")
-    )
 
+    config: SpeculationConfig
+    knowledge: Knowledge
+    view: LowBitView | None
+    corpus: SuffixAutomaton | None
 
-def read_corpus(model: Any, corpus: object) -> SuffixAutomaton | None:
-    """The automaton of a corpus: a text file, or token ids.
+    def of_call(
+        self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan, stats: Stats, sampled: bool
+    ) -> tuple[Drafter, Pacer, Reading | None]:
+        """Drafter and pacer, and what reads the exits along the prompt; `stats` are told the choice."""
+        fixed = self._fixed(decoder, stats, sampled)
+        if fixed is not None:
+            return *fixed, None
+        auto = self._auto(decoder, rows, shapes, stats, sampled)
+        return auto, auto, auto.reading
 
-    Raises:
-        ConfigError: a file that is not there or not text, or a model without a tokenizer to read it with.
-    """
-    if corpus is None:
-        return None
-    if not isinstance(corpus, (str, Path)):
-        return SuffixAutomaton(int(token) for token in corpus)  # type: ignore[attr-defined]
-    try:
-        text = Path(corpus).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"corpus={str(corpus)!r}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"corpus={str(corpus)!r}: not a UTF-8 text file ({error.reason})") from error
-    from transformers import AutoTokenizer
+    def _fixed(self, decoder: LayeredDecoder, stats: Stats, sampled: bool) -> tuple[Drafter, Pacer] | None:
+        """Drafter and pacer where the settings leave no choice."""
+        kind, exit_layer, length = self.config.kind, self.config.exit_layer, self.config.draft_length
+        if length == "auto" or kind in ("auto", "hybrid"):
+            return None
+        stats.choice, stats.draft_length = "as configured", length
+        if length == 0:
+            stats.strategy = "plain"
+            return EarlyExit(1), FixedLength(0)
+        if kind == "lookup":
+            stats.strategy = "lookup"
+            return Lookup(self.knowledge.matches[sampled], self.corpus), FixedLength(length)
+        if exit_layer == "auto":
+            return None
+        arm = Arm(exit_layer, low_bit=kind == "low_bit" and self.view is not None)
+        if not arm.low_bit and exit_layer == decoder.n_layers:
+            return None  # all layers in few bits were asked for, and no view was possible
+        stats.strategy, stats.exit_layer = arm.kind, exit_layer
+        return self._drafter(arm), FixedLength(length)
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"corpus={str(corpus)!r}: this model names no folder to take its tokenizer from; "
-            "pass token ids: corpus=tokenizer(text).input_ids"
-        ) from error
-    return SuffixAutomaton(tokenizer(text, add_special_tokens=False).input_ids)
+    def _auto(
+        self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan, stats: Stats, sampled: bool
+    ) -> Auto:
+        config, n = self.config, len(rows.active)
+        measured = config.draft_length == "auto"
+        arms = {arm: self._drafter(arm, self._stop(arm, sampled)) for arm in self._arms(decoder)}
+        deepest = config.shape(LONGEST_CHOSEN).depth
+        return Auto(
+            knowledge=self.knowledge,
+            arms=arms,
+            plain=EarlyExit(1),
+            lengths=range(deepest + 1) if measured else [int(config.draft_length)],
+            lookup=Lookup(self.knowledge.matches[sampled], self.corpus) if config.looks_up else None,
+            check=PayCheck(warmup=1, delay=2, plain=self.knowledge.plain_rate(n)) if measured else None,
+            shapes=shapes,
+            rows=n,
+            sampled=sampled,
+            stats=stats,
+            branches=config.tree != "chain",
+            longest_found=config.longest_found,
+            reading=self._reading(decoder, rows) if len(arms) > 1 else None,
+        )
 
+    def _arms(self, decoder: LayeredDecoder) -> Iterator[Arm]:
+        """The ways to draft with the model's layers that the settings allow."""
+        kind, exit_layer = self.config.kind, self.config.exit_layer
+        if kind == "lookup":
+            return
+        if self.view is not None and kind != "early_exit":
+            exits = range(1, self.view.n_layers + 1) if exit_layer == "auto" else [exit_layer]
+            yield from (Arm(e, low_bit=True) for e in exits)
+        if self.view is None or kind in ("auto", "early_exit"):
+            exits = range(1, decoder.n_layers) if exit_layer == "auto" else [exit_layer]
+            yield from (Arm(e, low_bit=False) for e in exits if e < decoder.n_layers)
 
-@contextmanager
-def _progress(decoder: LayeredDecoder, n_layers: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on a terminal, where making the view takes long enough to ask for one."""
-    weights = sum(p.numel() for layer in decoder.layers[:n_layers] for p in layer.parameters())
-    if weights < _SLOW_MATRICES or not sys.stderr.isatty():
-        yield lambda name: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
+    def _drafter(self, arm: Arm, stop: MarginStop | None = None) -> ModelDrafter:
+        config = self.config
+        rule = StopRule.below(config.confidence_threshold)
+        how = (config.shape, rule, stop, config.tree == "siblings")
+        if arm.low_bit and self.view is not None:
+            return LowBit(self.view, arm.exit_layer, *how)
+        return EarlyExit(arm.exit_layer, *how)
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("low-bit view", total=n_matrices(decoder, n_layers))
-        yield lambda name: progress.update(task, advance=1, description=name)
+    def _stop(self, arm: Arm, sampled: bool) -> MarginStop | None:
+        """What ends an arm's drafts, where neither their length nor another rule is set."""
+        config = self.config
+        if config.draft_length != "auto" or config.confidence_threshold or isinstance(config.tree, tuple):
+            return None
+        if sampled and config.acceptance == "rejection":
+            return None  # whether a draft goes on may not depend on the tokens that were drawn
+        return MarginStop(self.knowledge.margin_rates(arm, sampled))
+
+    def _reading(self, decoder: LayeredDecoder, rows: Rows) -> Reading | None:
+        """What reads the exits along the prompt, where more is to be learned and the call is long enough."""
+        knowledge = self.knowledge
+        together = len(rows.active) > 1 and not self.config.deterministic
+        if not knowledge.wants_reading or together:
+            return None
+        step = knowledge.exact.seconds(knowledge.n_layers, 1)
+        budget = _READING_SHARE * rows.max_new_tokens * step / _USUAL_SPEEDUP
+        samples = affordable_samples(budget, knowledge.exact.head[-1] / WIDTHS[-1], decoder.n_layers)
+        return Reading(samples) if samples else None

@@ -55,30 +55,24 @@ class Tree:
     def __post_init__(self) -> None:
         if len(self.parents) > MAX_CANDIDATES:
             raise ValueError(f"a tree of {len(self.parents)} candidates: allowed are up to {MAX_CANDIDATES}")
-        if any(not 0 <= parent <= i for i, parent in enumerate(self.parents)):
-            raise ValueError(f"tree {self.parents}: a node's parent must be one of the nodes before it")
+        _check_order(self.parents)
         grown = self.parents[: len(self.parents) - self.grafted]
         inner = [node for node in range(len(grown) + 1) if node in grown]
         depths = [self.depths[node] for node in inner]
         if inner != list(range(len(inner))) or depths != sorted(depths):
             raise ValueError(f"tree {self.parents}: nodes with children come first, in the order of depth")
         if not self.ranks:
-            ranks = tuple(self.parents[:i].count(parent) for i, parent in enumerate(self.parents))
-            object.__setattr__(self, "ranks", ranks)
+            object.__setattr__(self, "ranks", _next_free(self.parents))
 
     @classmethod
     def of(cls, parents: Sequence[int], ranks: Sequence[int] = ()) -> "Tree":
         """A tree from nodes in any order in which parents come before their children."""
-        if any(not 0 <= parent <= i for i, parent in enumerate(parents)):
-            raise ValueError("a node's parent must be 0 or one of the nodes before it")
-        depths = [0]
-        for parent in parents:
-            depths.append(depths[parent] + 1)
+        _check_order(parents)
+        depths = _depths(parents)
         inner = set(parents)
         order = sorted(range(1, len(depths)), key=lambda node: (node not in inner, depths[node], node))
         column = {0: 0, **{node: i + 1 for i, node in enumerate(order)}}
-        if not ranks:
-            ranks = [parents[:i].count(parent) for i, parent in enumerate(parents)]
+        ranks = ranks or _next_free(parents)
         return cls(tuple(column[parents[n - 1]] for n in order), tuple(ranks[n - 1] for n in order))
 
     @property
@@ -89,15 +83,17 @@ class Tree:
     @cached_property
     def depths(self) -> tuple[int, ...]:
         """Depth of every node; 0 for the last committed token."""
-        depths = [0]
-        for parent in self.parents:
-            depths.append(depths[parent] + 1)
-        return tuple(depths)
+        return tuple(_depths(self.parents))
 
     @cached_property
     def depth(self) -> int:
         """Tokens on the longest path: K of a chain."""
         return max(self.depths)
+
+    @cached_property
+    def grown_depth(self) -> int:
+        """The same of what was grown, without what was grafted."""
+        return max(self.depths[: self.size - self.grafted])
 
     @cached_property
     def is_chain(self) -> bool:
@@ -149,6 +145,24 @@ class Tree:
     def padded_depths(self, width: int) -> tuple[int, ...]:
         """Depths of `width` columns; spare ones follow the last node."""
         return self.depths + tuple(range(self.depths[-1] + 1, self.depths[-1] + 1 + width - self.size))
+
+
+def _check_order(parents: Sequence[int]) -> None:
+    if any(not 0 <= parent <= i for i, parent in enumerate(parents)):
+        raise ValueError("a node's parent must be 0 or one of the nodes before it")
+
+
+def _depths(parents: Sequence[int]) -> list[int]:
+    """Depth of every node, the root's included."""
+    depths = [0]
+    for parent in parents:
+        depths.append(depths[parent] + 1)
+    return depths
+
+
+def _next_free(parents: Sequence[int]) -> tuple[int, ...]:
+    """Ranks where none are given: how many children each node's parent has before it."""
+    return tuple(parents[:i].count(parent) for i, parent in enumerate(parents))
 
 
 TreeOfDepth = Callable[[int], Tree]

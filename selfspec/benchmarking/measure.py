@@ -55,7 +55,8 @@ class Call:
     drafted: int = 0
     accepted: int = 0
     exit_layer: int | None = None
-    draft_length: int | None = None
+    drafts: str = ""
+    """Exit layer and draft length in words."""
 
     @property
     def tokens(self) -> int:
@@ -106,9 +107,8 @@ def run_once(model: Any, contender: Contender, batch: Batch, workload: Workload,
     if contender.speculation is None:
         return Call(seconds, texts)
     stats = model.speculation.stats
-    return Call(
-        seconds, texts, stats.row_rounds, stats.drafted, stats.accepted, stats.exit_layer, stats.draft_length
-    )
+    counts = stats.row_rounds, stats.drafted, stats.accepted
+    return Call(seconds, texts, *counts, stats.exit_layer, stats.drafts)
 
 
 def compare(

@@ -147,8 +147,8 @@ def _line(
 ) -> Line:
     mine = calls[contender.name]
     about = contender.about
-    if contender.speculation is not None and mine[-1].draft_length:
-        about += f", E = {mine[-1].exit_layer}, K = {mine[-1].draft_length}"
+    if contender.speculation is not None and mine[-1].drafted:
+        about += f", {mine[-1].drafts}"
     texts = [text for call in mine for text in call.texts]
     distinct = sum(map(distinct_ngrams, texts)) / len(texts)
     if refused is not None:

@@ -180,5 +180,5 @@ def _stream(loaded: Loaded, text: str, request: dict[str, Any], show_drafts: boo
     finally:
         printer.end()
     stats = loaded.model.speculation.stats
-    drafted = f", E = {stats.exit_layer}, K = {stats.draft_length}" if stats.draft_length else ", no drafts"
-    Console(stderr=True).print(f"{stats}{drafted}", style="dim", highlight=False, soft_wrap=True)
+    for line in filter(None, (f"{stats}, {stats.drafts}", stats.view)):
+        Console(stderr=True).print(line, style="dim", highlight=False, soft_wrap=True)

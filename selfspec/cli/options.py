@@ -56,7 +56,10 @@ Corpus = Annotated[
 ]
 ExitLayer = Annotated[
     str,
-    typer.Option(help="Layers that draft, 1 to layers - 1, or auto.", rich_help_panel=_SPECULATION),
+    typer.Option(
+        help="Layers that draft, from 1 on, or auto; low_bit can draft with all.",
+        rich_help_panel=_SPECULATION,
+    ),
 ]
 DraftLength = Annotated[
     str,

@@ -1,9 +1,9 @@
 """Draft strategies, one file each, behind one small protocol: `selfspec.call.Drafter`."""
 
 from selfspec.drafting.early_exit import EarlyExit
-from selfspec.drafting.hybrid import Hybrid, ModelDrafter
 from selfspec.drafting.lookup import Lookup
 from selfspec.drafting.low_bit import LowBit
+from selfspec.drafting.model_drafter import ModelDrafter
 from selfspec.drafting.stopping import StopRule
 
-__all__ = ["EarlyExit", "Hybrid", "Lookup", "LowBit", "ModelDrafter", "StopRule"]
+__all__ = ["EarlyExit", "Lookup", "LowBit", "ModelDrafter", "StopRule"]

@@ -5,55 +5,24 @@ from torch import Tensor
 
 from layer_skip.span import Span
 from selfspec.call import Call
-from selfspec.drafting.expansion import expand, expand_while_sure, with_graft
-from selfspec.drafting.margins import MarginStop
-from selfspec.drafting.stopping import StopRule
+from selfspec.drafting.model_drafter import ModelDrafter
 from selfspec.round import Draft
-from selfspec.tree import Level, TreeOfDepth, chain
+from selfspec.tree import Level
 
 
-class EarlyExit:
-    """Layers [0, E), then final norm and LM head (LayerSkip, Elhoushi et al. 2024, section 4.3).
-
-    Args:
-        exit_layer: E.
-        shape: the tree of a given depth; by default a chain.
-        rule: where a chain stops early, the same in every round, see `expand`.
-        stop: draft chains as long as it says, which it learns on the way, see `expand_while_sure`.
-        siblings: whether those get second choices where the draft is not sure.
-    """
-
-    def __init__(
-        self,
-        exit_layer: int,
-        shape: TreeOfDepth = chain,
-        rule: StopRule | None = None,
-        stop: MarginStop | None = None,
-        siblings: bool = False,
-    ) -> None:
-        self.exit_layer = exit_layer
-        self.shape = shape
-        self.rule = rule
-        self.stop = stop
-        self._siblings = siblings
+class EarlyExit(ModelDrafter):
+    """Layers [0, E), then final norm and LM head (LayerSkip, Elhoushi et al. 2024, section 4.3)."""
 
     def draft(self, call: Call, length: int, graft: Tensor | None = None) -> Draft:
         """Draft `length` tokens deep, keeping the hidden state of each candidate at the exit layer."""
-        adaptive = self.stop is not None and call.mode.matching and length > 0
-        tree = chain(length) if adaptive else with_graft(self.shape(length), graft)
-        span = call.lay_out(tree)
         hidden: list[Tensor] = []
 
-        def read(tokens: Tensor, level: Level) -> Tensor:
+        def read(span: Span, tokens: Tensor, level: Level) -> Tensor:
             states = self._early_layers(call, span, tokens, level.first)
             hidden.append(states[:, : tokens.shape[1]])
             return call.decoder.logits(states)[:, : tokens.shape[1]]
 
-        if self.stop is not None and adaptive:
-            tree, tokens = expand_while_sure(call, length, read, self.stop, self._siblings, graft)
-            span = span if tree.is_chain else call.lay_out(tree)
-        else:
-            tree, tokens = expand(call, tree, read, self.rule, graft)
+        tree, span, tokens = self.grow(call, length, graft, read)
         nodes = torch.cat([call.rows.last_tokens()[:, None], tokens.clamp(min=0)], dim=1)
         leaves = self._early_layers(call, span, nodes[:, tree.n_inner :], tree.n_inner)
         hidden.append(leaves[:, : tree.size - tree.n_inner])

@@ -10,8 +10,8 @@ from selfspec.drafting.suffix_automaton import Cursor, SuffixAutomaton
 from selfspec.round import NOTHING, Draft
 from selfspec.tree import chain
 
-LONGEST = 15
-"""Tokens of a looked-up draft: with the last committed one they fill a pass of 16."""
+LONGEST_FOUND = 15
+"""Most tokens of a looked-up draft, unless set: with the last committed one they fill a pass of 16."""
 TOKENS_PER_MATCHED = 2
 """A draft is at most this many times as long as the match that it follows."""
 _BUCKETS = (1, 2, 3, 5, 8, 13, 21)
@@ -100,8 +100,8 @@ class Lookup:
         return self.draft_of(call, found)
 
     def find(self, call: Call, limit: int) -> list[Found]:
-        """What follows the longest match, for every active row."""
-        return [self._find(call, row, min(limit, LONGEST)) for row in call.rows.active]
+        """Up to `limit` tokens that follow the longest match, for every active row."""
+        return [self._find(call, row, limit) for row in call.rows.active]
 
     def draft_of(self, call: Call, found: Sequence[Found]) -> Draft:
         """A chain of what was found."""
@@ -110,7 +110,7 @@ class Lookup:
         span = call.lay_out(tree)
         nodes = torch.cat([call.rows.last_tokens()[:, None], tokens.clamp(min=0)], dim=1)
         hidden = call.decoder.embed(nodes, span.narrow(0, tree.size))
-        return Draft(tree, span, tokens, hidden, given=torch.ones_like(nodes[:, 0], dtype=torch.bool))
+        return Draft(tree, span, tokens, hidden, given=True)
 
     def _find(self, call: Call, row: int, limit: int) -> Found:
         state = self._rows.get(row)

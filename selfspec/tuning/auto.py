@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 
 from layer_skip.decoder import LayeredDecoder
 from selfspec.call import Call
-from selfspec.drafting.hybrid import Hybrid, ModelDrafter
-from selfspec.drafting.lookup import Found, Lookup
+from selfspec.drafting import ModelDrafter
+from selfspec.drafting.lookup import LONGEST_FOUND, Found, Lookup, as_columns
 from selfspec.drafting.margins import MarginStop
-from selfspec.pacing import Pacer
+from selfspec.pacing import PayCheck
 from selfspec.round import Draft
 from selfspec.shapes import ShapePlan
 from selfspec.stats import Stats
-from selfspec.tuning.knowledge import LONGEST, Arm, Knowledge, expected_tokens
+from selfspec.tuning.branches import Branched
+from selfspec.tuning.knowledge import Arm, Knowledge, expected_tokens
 from selfspec.tuning.reading import Reading
 
 _ROUNDS_PER_CHOICE = 8
@@ -31,15 +32,18 @@ _SWITCHING_GAIN = 1.05
 
 @dataclass
 class Auto:
-    """Drafter and pacer of a call.
+    """Drafter and pacer of a call: free drafts first, and where those promise less the model's own.
 
     Args:
         knowledge: of the model; what this call sees is added to it.
         arms: the ways to draft that are there, none for free drafts alone.
         lengths: K to choose from.
         lookup: free drafts in front of the model's own, None for none.
-        check: whether drafting pays at all, against measured plain rounds.
+        check: whether drafting pays at all, against measured plain rounds; None to draft in any case.
         stats: of the call: told what was chosen and why.
+        branches: whether found tokens join the model's candidates, as a branch of their own in the same pass
+            (they take other cache slots than a chain's, see `Tree`).
+        longest_found: most tokens of a free draft.
     """
 
     knowledge: Knowledge
@@ -47,18 +51,20 @@ class Auto:
     plain: ModelDrafter
     lengths: Sequence[int]
     lookup: Lookup | None
-    check: Pacer
+    check: PayCheck | None
     shapes: ShapePlan
     rows: int
     sampled: bool
     stats: Stats
     branches: bool = False
+    longest_found: int = LONGEST_FOUND
     reading: Reading | None = None
     _arm: Arm | None = None
     _length: int = 0
     _chance: float = 0.0
     _drafting: bool = False
     _looked_up: bool = False
+    _branched: Branched | None = None
     _rounds: int = 0
     _tokens: float = 1.0
     _seconds: float = 1.0
@@ -68,38 +74,42 @@ class Auto:
 
     def draft_length(self, remaining: int) -> int:
         """Most tokens of the next draft; 0 where drafting does not pay, or is being compared."""
-        self._drafting = self.check.draft_length(remaining) > 0
+        self._drafting = remaining > 1 and (self.check is None or self.check.allows())
         return remaining - 1 if self._drafting else 0
 
     def draft(self, call: Call, length: int) -> Draft:
-        """Draft by the arm that was chosen, free drafts first."""
+        """Draft what was found, or by the arm that was chosen."""
         if self._rounds % _ROUNDS_PER_CHOICE == 0:
             self._choose(call.decoder)
         self._rounds += 1
         self.rows = len(call.rows.active)
-        self._looked_up = False
+        self._looked_up, self._branched = False, None
         if not self._drafting:
             return self.plain.draft(call, 0)
-        model = self.plain if self._arm is None else self.arms[self._arm]
-        length = min(length, self._length)
-        if self._arm is not None and model.stop is not None and call.mode.matching:
-            model.stop.least = self._least_chance(self._arm, model.stop)
-            length = min(call.rows.remaining - 1, LONGEST_SURE)
         if self.lookup is None:
-            return model.draft(call, length)
-        return Hybrid(self.lookup, model, self._worth, self.branches).draft(call, length)
+            return self._model_draft(call, length, [])
+        found = self.lookup.find(call, min(self.longest_found, length))
+        self._looked_up = self._worth(found)
+        return (
+            self.lookup.draft_of(call, found) if self._looked_up else self._model_draft(call, length, found)
+        )
 
     def observe(self, length: int, tokens: float, seconds: float) -> None:
         """Learn from a round that is over."""
-        self.check.observe(length, tokens, seconds)
+        if self.check is not None:
+            self.check.observe(length > 0, tokens, seconds)
         accepted, rejected = self.stats.accepted - self._seen[0], self.stats.rejected - self._seen[1]
         self._seen = (self.stats.accepted, self.stats.rejected)
         if self._looked_up:
             return
-        arm = self._arm if length else None
+        own = length
+        if self._branched is not None:
+            own, (accepted, rejected) = self._branched.depth, self._branched.outcome()
+            tokens = 1 + accepted / self.rows
+        arm = self._arm if own else None
         if arm is not None:
             self.knowledge.tally(arm, self.sampled).note(accepted, accepted + rejected)
-        expected = self.knowledge.round_seconds(arm, length, self.rows, self.shapes)
+        expected = self.knowledge.round_seconds(arm, own or length, self.rows, self.shapes)
         if arm is not None:
             self._tokens = 0.9 * self._tokens + 0.1 * tokens
             self._seconds = 0.9 * self._seconds + 0.1 * expected
@@ -107,6 +117,20 @@ class Auto:
         before = self._slowness.get(arm, ratio)
         # One round may be slow by accident, so a single one moves the estimate little.
         self._slowness[arm] = 0.8 * before + 0.2 * min(ratio, 2 * before)
+
+    def _model_draft(self, call: Call, length: int, found: Sequence[Found]) -> Draft:
+        """Draft up to `length` tokens by the arm; what was found joins a tree as a branch of its own."""
+        model = self.plain if self._arm is None else self.arms[self._arm]
+        if self._arm is not None and model.stop is not None:
+            model.stop.least = self._least_chance(self._arm, model.stop)
+            own = min(length, LONGEST_SURE)
+        else:
+            own = min(length, self._length)
+        if not self.branches or not any(row.tokens for row in found):
+            return model.draft(call, own)
+        draft = model.draft(call, own, as_columns([row.tokens for row in found], call.rows.sequences.device))
+        self._branched = Branched.of(draft, call.rows)
+        return draft
 
     def _least_chance(self, arm: Arm, stop: MarginStop) -> float:
         """Below this chance that a draft stands so far, another token earns less than time usually does.
@@ -153,7 +177,7 @@ class Auto:
         usual = min(self._slowness.values(), default=1.0)
         return expected_tokens(chance, length) / (seconds * self._slowness.get(arm, usual))
 
-    def _worth(self, found: list[Found], length: int) -> bool:
+    def _worth(self, found: Sequence[Found]) -> bool:
         """Whether what was found promises more tokens per second than the arm that was chosen."""
         longest = max(len(row.tokens) for row in found)
         if not longest:
@@ -165,8 +189,7 @@ class Auto:
         if self._arm is not None:
             # Where the text repeats the model's own draft is right more often than usual, too.
             own = max(own, _EASIER * self._tokens / self._seconds)
-        self._looked_up = free > own
-        return self._looked_up
+        return free > own
 
     def _explain(
         self, speeds: dict[tuple[Arm, int], float], chances: dict[Arm, float], best: tuple[Arm, int] | None
@@ -193,7 +216,5 @@ class Auto:
         self.stats.considered = ", ".join(others)
         own = f"lookup, {arm.kind}" if free else arm.kind
         self.stats.strategy = own if chosen else ("lookup" if free else "plain")
-        self.stats.exit_layer, self.stats.draft_length = arm.exit_layer, self._length
-
-
-__all__ = ["LONGEST", "Auto"]
+        ends_itself = chosen and self.arms[arm].stop is not None
+        self.stats.exit_layer, self.stats.draft_length = arm.exit_layer, None if ends_itself else self._length

@@ -1,5 +1,6 @@
 """What is known of a wrapped model: costs of its passes, and how often each way of drafting was right."""
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,8 +11,8 @@ from selfspec.shapes import ShapePlan
 from selfspec.tuning.costs import PassCosts
 from selfspec.tuning.reading import SAMPLES, Agreement
 
-LONGEST = 10
-"""Longest draft of the model's own that is considered."""
+LONGEST_CHOSEN = 10
+"""Longest draft whose length is chosen before it begins."""
 _FORGETTING = 0.99
 """Weight of what was seen, per round: about the last hundred rounds count."""
 _PRIOR_WEIGHT = 4.0
@@ -76,6 +77,7 @@ class Knowledge:
     """What an arm's margins are worth, for greedy and for sampled calls."""
     plain: dict[int, Rate] = field(default_factory=dict)
     """Speed without drafting by batch size: measured once, so that later calls need not."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def wants_reading(self) -> bool:
@@ -89,12 +91,17 @@ class Knowledge:
             self.agreement[exit_layer] = self.agreement.get(exit_layer, 0) + count
 
     def margin_rates(self, arm: Arm, sampled: bool) -> MarginRates:
-        if (arm, sampled) not in self.margins:
-            known = [rates for (_, kind), rates in self.margins.items() if kind == sampled]
-            # What margins are worth differs little between exits: begin with those that were used most.
-            most = max(known, key=lambda rates: sum(rates.tested), default=MarginRates())
-            self.margins[arm, sampled] = MarginRates(list(most.accepted), list(most.tested))
-        return self.margins[arm, sampled]
+        with self._lock:  # another call may add its arms meanwhile
+            if (arm, sampled) not in self.margins:
+                known = [rates for (_, kind), rates in self.margins.items() if kind == sampled]
+                # What margins are worth differs little between exits: begin with those that were used most.
+                most = max(known, key=lambda rates: sum(rates.tested), default=MarginRates())
+                self.margins[arm, sampled] = MarginRates(list(most.accepted), list(most.tested))
+            return self.margins[arm, sampled]
+
+    def plain_rate(self, rows: int) -> Rate:
+        """The speed without drafting of so many rows together."""
+        return self.plain.setdefault(rows, Rate())
 
     def tally(self, arm: Arm, sampled: bool) -> Tally:
         return self.tallies.setdefault((arm, sampled), Tally())

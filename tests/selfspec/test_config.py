@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
-from selfspec.config import DRAFTS, MAX_DRAFT_LENGTH, ConfigError, SpeculationConfig, parse_bytes
+from selfspec.config import DRAFTS, MAX_DRAFT_LENGTH, ConfigError, SpeculationConfig
 from selfspec.tree import Tree, chain, with_siblings
 
 BAD = [
@@ -55,6 +56,38 @@ BAD = [
         r"confidence_threshold=0\.5: it stops chains; a tree='siblings' has one shape",
     ),
     (
+        {"tree": (0, 0, 1), "draft_length": 3},
+        r"draft_length=3: tree=\(0, 0, 1\) is 2 deep, allowed are 0 to 2, or 'auto'",
+    ),
+    (
+        {"tree": "siblings", "exit_layer": 3, "draft_length": 33},
+        r"tree='siblings' with draft_length=33: 66 candidates in a round, allowed are up to 64",
+    ),
+    (
+        {"draft": "hybrid", "tree": "siblings", "draft_length": 22},
+        r"draft_length=22: 44 candidates and 22 found ones in a round, allowed are up to 64",
+    ),
+    ({"tree": (0,) * 50}, r"draft_length='auto': 50 candidates and 15 found ones in a round"),
+    ({"corpus": 5}, r"corpus=5: allowed are the path of a text file, or token ids"),
+    ({"corpus": [1, 2.5]}, r"corpus=\[1, 2\.5\]: allowed are the path"),
+    ({"corpus": ["to", "be"]}, r"corpus=\['to', 'be'\]: allowed are the path"),
+    ({"corpus": [3, -1]}, r"corpus: -1 is no token id, those are 0 to 2\^31 - 1"),
+    ({"corpus": [1 << 31]}, r"corpus: 2147483648 is no token id"),
+    (
+        {"draft": "low_bit", "corpus": "notes.txt"},
+        r"corpus='notes.txt' means nothing to draft='low_bit': .*'auto', 'lookup', 'hybrid'$",
+    ),
+    (
+        {"exit_layer": 3, "corpus": "notes.txt"},
+        r"corpus='notes.txt' means nothing to draft='early_exit', which exit_layer or profile chooses: ",
+    ),
+    ({"draft": "early_exit", "draft_bits": 8}, r"draft_bits=8 means nothing to draft='early_exit'"),
+    ({"exit_layer": 3, "draft_memory": "1GiB"}, r"draft_memory='1GiB' means nothing to draft='early_exit'"),
+    ({"draft": "lookup", "exit_layer": 3}, r"exit_layer=3 means nothing to draft='lookup': leave it out"),
+    ({"draft": "lookup", "tree": "siblings"}, r"tree='siblings' means nothing to draft='lookup'"),
+    ({"draft": "lookup", "confidence_threshold": 0.5}, r"confidence_threshold=0.5 means nothing"),
+    ({"draft": "lookup", "draft_memory": 0}, r"draft_memory=0 means nothing to draft='lookup'"),
+    (
         {"exit_layers": 3},
         r"unknown setting 'exit_layers': did you mean 'exit_layer'\?.*known are draft, exit_layer",
     ),
@@ -78,13 +111,30 @@ def test_every_allowed_value_is_accepted() -> None:
         {"acceptance": "rejection", "confidence_threshold": 0.999},
         {"confidence_threshold": 0, "deterministic": False, "strict": True},
         *({"draft": draft} for draft in DRAFTS),
-        {"draft": "low_bit", "draft_bits": 8, "draft_memory": "1GiB", "corpus": "notes.txt"},
+        {"draft": "low_bit", "draft_bits": 8, "draft_memory": "1GiB", "confidence_threshold": 0.5},
+        {"draft": "hybrid", "draft_bits": 8, "draft_memory": 0, "corpus": "notes.txt"},
+        {"draft": "lookup", "draft_length": 64, "corpus": (1, 2, 3)},
+        {"tree": "siblings", "draft_length": 32, "exit_layer": 3},
+        {"draft": "hybrid", "tree": "siblings", "draft_length": 21},
+        {"tree": (0,) * 49},
+        {"tree": (0, 0, 1), "draft_length": 2},
         {"tree": "siblings"},
         {"tree": (0, 0, 1, 2)},
         {"tree": "chain", "acceptance": "rejection", "confidence_threshold": 0.5},
     ):
         config = SpeculationConfig.of(**settings)
         assert {name: getattr(config, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_a_draft_length_of_0_is_the_baseline_of_any_settings(draft: str) -> None:
+    settings = {"corpus": "notes.txt", "draft_bits": 8, "draft_memory": 0, "tree": "siblings"}
+    assert SpeculationConfig.of(draft=draft, draft_length=0, **settings).draft_length == 0
+
+
+def test_token_ids_of_a_corpus_may_be_in_any_sequence() -> None:
+    for corpus in ([3, 1, 4], (3, 1, 4), torch.tensor([3, 1, 4])):
+        assert SpeculationConfig.of(corpus=corpus).corpus == (3, 1, 4)
 
 
 def test_settings_cannot_change_afterwards() -> None:
@@ -113,26 +163,6 @@ def test_a_low_bit_draft_may_use_all_layers(draft: Any) -> None:
 def test_an_early_exit_at_the_last_layer_is_refused_with_what_can_draft_there(draft: Any) -> None:
     with pytest.raises(ConfigError, match=r"draft='low_bit' can draft with all 4$"):
         SpeculationConfig(draft=draft, exit_layer=4).check_model(4)
-
-
-@pytest.mark.parametrize(
-    ("memory", "expected"),
-    [
-        (None, None),
-        (0, 0),
-        (12_345, 12_345),
-        ("12345", 12_345),
-        ("1GiB", 1 << 30),
-        ("1.5 MiB", 3 << 19),
-        ("300MB", 300_000_000),
-        ("2 kb", 2_000),
-        ("2KiB", 2_048),
-        ("0.5G", 500_000_000),
-        ("7B", 7),
-    ],
-)
-def test_memory_is_read_in_bytes_or_units(memory: int | str | None, expected: int | None) -> None:
-    assert parse_bytes(memory) == expected
 
 
 def test_the_shape_of_a_tree_follows_the_draft_length() -> None:

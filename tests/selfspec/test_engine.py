@@ -180,7 +180,7 @@ def test_the_cache_holds_that_after_rounds_with_trees_too(
         tiny_model(family),
         prompts,
         lambda row, index: (index + row) % 5 != 4,
-        4,
+        3,
         place=lambda row, index: (index * (row + 1)) % 3 % 2,
         tree=tree,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import pytest
@@ -16,25 +17,19 @@ class Machine:
     plain: float
     drafting: float
     tokens: int
-    lengths: list[int] = field(default_factory=list)
+    drafted: list[bool] = field(default_factory=list)
 
-    def run(self, pacer: PayCheck, rounds: int) -> list[int]:
+    def run(self, check: PayCheck, rounds: int) -> list[bool]:
         for _ in range(rounds):
-            length = pacer.draft_length(1000)
-            pacer.observe(length, self.tokens if length else 1, self.drafting if length else self.plain)
-            self.lengths.append(length)
-        return self.lengths
+            drafts = check.allows()
+            check.observe(drafts, self.tokens if drafts else 1, self.drafting if drafts else self.plain)
+            self.drafted.append(drafts)
+        return self.drafted
 
 
-def runs(lengths: list[int]) -> list[tuple[int, int]]:
-    """(K, how often in a row)."""
-    found: list[tuple[int, int]] = []
-    for length in lengths:
-        if found and found[-1][0] == length:
-            found[-1] = length, found[-1][1] + 1
-        else:
-            found.append((length, 1))
-    return found
+def runs(drafted: list[bool]) -> list[tuple[bool, int]]:
+    """(whether with drafts, how often in a row)."""
+    return [(drafts, len(list(run))) for drafts, run in itertools.groupby(drafted)]
 
 
 def test_a_fixed_length_is_cut_only_by_the_end_of_the_text() -> None:
@@ -45,59 +40,68 @@ def test_a_fixed_length_is_cut_only_by_the_end_of_the_text() -> None:
 
 
 def test_drafting_that_pays_goes_on_for_ever() -> None:
-    lengths = Machine(plain=1.0, drafting=1.5, tokens=2).run(PayCheck(3), 500)
-    assert runs(lengths) == [(0, 3), (3, 497)]
+    drafted = Machine(plain=1.0, drafting=1.5, tokens=2).run(PayCheck(), 500)
+    assert runs(drafted) == [(False, 3), (True, 497)]
 
 
 def test_drafting_that_does_not_pay_is_stopped_after_a_trial_and_probed_ever_more_rarely() -> None:
-    lengths = Machine(plain=1.0, drafting=2.5, tokens=2).run(PayCheck(3), 500)
-    probes = [(0, 24), (3, 4), (0, 48), (3, 4), (0, 96), (3, 4), (0, 192), (3, 4), (0, 113)]
-    assert runs(lengths) == [(0, 3), (3, 8), *probes]
+    drafted = Machine(plain=1.0, drafting=2.5, tokens=2).run(PayCheck(), 500)
+    probes = [
+        (False, 24),
+        (True, 4),
+        (False, 48),
+        (True, 4),
+        (False, 96),
+        (True, 4),
+        (False, 192),
+        (True, 4),
+        (False, 113),
+    ]
+    assert runs(drafted) == [(False, 3), (True, 8), *probes]
 
 
 def test_wrapping_costs_little_where_drafting_never_pays() -> None:
     machine = Machine(plain=1.0, drafting=2.0, tokens=1)
-    lengths = machine.run(PayCheck(3), 256)
-    seconds = sum(2.0 if length else 1.0 for length in lengths)
+    drafted = machine.run(PayCheck(), 256)
+    seconds = sum(2.0 if drafts else 1.0 for drafts in drafted)
     assert seconds / 256 < 1.1
 
 
 def test_a_difference_within_the_noise_of_timings_does_not_stop_drafting() -> None:
-    assert runs(Machine(plain=1.0, drafting=2.02, tokens=2).run(PayCheck(3), 100)) == [(0, 3), (3, 97)]
-    assert runs(Machine(plain=1.0, drafting=2.12, tokens=2).run(PayCheck(3), 35)) == [(0, 3), (3, 8), (0, 24)]
+    assert runs(Machine(plain=1.0, drafting=2.02, tokens=2).run(PayCheck(), 100)) == [(False, 3), (True, 97)]
+    assert runs(Machine(plain=1.0, drafting=2.12, tokens=2).run(PayCheck(), 35)) == [
+        (False, 3),
+        (True, 8),
+        (False, 24),
+    ]
 
 
 def test_a_probe_finds_out_that_drafting_pays_again() -> None:
-    pacer, machine = PayCheck(3), Machine(plain=1.0, drafting=3.0, tokens=2)
+    pacer, machine = PayCheck(), Machine(plain=1.0, drafting=3.0, tokens=2)
     machine.run(pacer, 30)
     machine.drafting = 1.0
-    assert runs(machine.run(pacer, 200)) == [(0, 3), (3, 8), (0, 24), (3, 195)]
+    assert runs(machine.run(pacer, 200)) == [(False, 3), (True, 8), (False, 24), (True, 195)]
 
 
 def test_drafting_that_stops_paying_half_way_is_noticed() -> None:
-    pacer, machine = PayCheck(3), Machine(plain=1.0, drafting=1.0, tokens=2)
+    pacer, machine = PayCheck(), Machine(plain=1.0, drafting=1.0, tokens=2)
     machine.run(pacer, 50)
     machine.tokens, machine.drafting = 1, 2.0
-    lengths = machine.run(pacer, 40)
-    assert 0 in lengths[50:70]
+    drafted = machine.run(pacer, 40)
+    assert False in drafted[50:70]
 
 
 def test_one_slow_round_does_not_stop_drafting() -> None:
-    pacer, machine = PayCheck(3), Machine(plain=1.0, drafting=1.0, tokens=3)
+    pacer, machine = PayCheck(), Machine(plain=1.0, drafting=1.0, tokens=3)
     machine.run(pacer, 30)
-    pacer.observe(pacer.draft_length(1000), 3, 8.0)
-    assert runs(machine.run(pacer, 20)[30:]) == [(3, 20)]
-
-
-def test_the_length_never_reaches_past_the_end() -> None:
-    pacer = PayCheck(6, warmup=0)
-    assert [pacer.draft_length(remaining) for remaining in (100, 7, 3, 1)] == [6, 6, 2, 0]
+    pacer.observe(pacer.allows(), 3, 8.0)
+    assert runs(machine.run(pacer, 20)[30:]) == [(True, 20)]
 
 
 def test_plain_rounds_at_the_end_of_a_text_do_not_wake_a_resting_pacer() -> None:
-    pacer, machine = PayCheck(3), Machine(plain=1.0, drafting=3.0, tokens=1)
+    pacer, machine = PayCheck(), Machine(plain=1.0, drafting=3.0, tokens=1)
     machine.run(pacer, 12)
-    assert pacer.draft_length(1000) == 0
+    assert not pacer.allows()
 
 
 def test_a_rate_is_that_of_the_last_rounds() -> None:
@@ -115,5 +119,5 @@ def test_a_rate_is_that_of_the_last_rounds() -> None:
 def test_a_known_plain_speed_needs_no_warm_up() -> None:
     plain = Rate()
     first, second = (Machine(plain=1.0, drafting=1.5, tokens=2) for _ in range(2))
-    assert runs(first.run(PayCheck(3, plain=plain), 20)) == [(0, 3), (3, 17)]
-    assert runs(second.run(PayCheck(3, plain=plain), 20)) == [(3, 20)]
+    assert runs(first.run(PayCheck(plain=plain), 20)) == [(False, 3), (True, 17)]
+    assert runs(second.run(PayCheck(plain=plain), 20)) == [(True, 20)]

@@ -69,3 +69,17 @@ def test_statistics_go_to_json_and_read_as_a_line() -> None:
     assert str(stats) == (
         "9 tokens in 1.50 s (6.0 tokens/s), 3 rounds, acceptance rate 0.67, acceptance length 3.00"
     )
+
+
+@pytest.mark.parametrize(
+    ("stats", "words"),
+    [
+        (Stats(), "no drafts"),
+        (Stats(exit_layer=4, draft_length=0), "no drafts"),
+        (Stats(drafted=6, row_rounds=2, exit_layer=4, draft_length=3), "E = 4, K = 3"),
+        (Stats(drafted=6, draft_depths=5, row_rounds=2, exit_layer=4), "E = 4, 2.5 tokens drafted a round"),
+        (Stats(drafted=6, draft_depths=6, row_rounds=4), "1.5 tokens drafted a round"),
+    ],
+)
+def test_drafts_are_told_by_their_length_or_by_the_mean_one(stats: Stats, words: str) -> None:
+    assert stats.drafts == words

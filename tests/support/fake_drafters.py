@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec import speculation
+from selfspec import strategy
 from selfspec.drafting import EarlyExit
 from selfspec.tree import TreeOfDepth, chain
 
@@ -76,7 +76,7 @@ def use_scripted_drafts(
     def scripted(exit_layer: int, shape: TreeOfDepth = chain, *_: Any) -> ScriptedDrafter:
         return ScriptedDrafter(exit_layer, shape, texts, right, vocab, place)
 
-    monkeypatch.setattr(speculation, "EarlyExit", scripted)
+    monkeypatch.setattr(strategy, "EarlyExit", scripted)
 
 
 def rounds_by_hand(right: Sequence[bool], draft_length: int, tokens: int) -> list[tuple[int, int, int]]:

@@ -11,13 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from selfspec.modes import Greedy
-from selfspec.pacing import FixedLength, Pacer
+from selfspec.pacing import PayCheck
 from selfspec.shapes import FASTEST
 from selfspec.stats import Stats
-from selfspec.tree import chain
 from selfspec.tuning.auto import Auto
 from selfspec.tuning.costs import WIDTHS, PassCosts
-from selfspec.tuning.knowledge import LONGEST, Arm, Knowledge
+from selfspec.tuning.knowledge import LONGEST_CHOSEN, Arm, Knowledge
 
 LAYERS = 8
 LOW_BIT, HALF = Arm(LAYERS, low_bit=True), Arm(LAYERS // 2, low_bit=False)
@@ -40,7 +39,6 @@ class Model:
     stop = None
 
     def __init__(self, arm: Arm | None, world: World) -> None:
-        self.shape = chain
         self._arm = arm
         self._world = world
 
@@ -68,7 +66,7 @@ class World:
     tokens: int = 0
 
     def auto(
-        self, lengths: Sequence[int] = range(LONGEST + 1), check: Pacer | None = None, **more: Any
+        self, lengths: Sequence[int] = range(LONGEST_CHOSEN + 1), check: PayCheck | None = None, **more: Any
     ) -> Auto:
         defaults: dict[str, Any] = {"lookup": None, "sampled": False, "stats": Stats()}
         self._random = random.Random(self.seed)
@@ -77,7 +75,7 @@ class World:
             arms={arm: Model(arm, self) for arm in self.chances},
             plain=Model(None, self),
             lengths=lengths,
-            check=FixedLength(1) if check is None else check,
+            check=check,
             shapes=FASTEST,
             rows=1,
             **{**defaults, **more},

@@ -32,7 +32,7 @@ TREES: list[dict[str, Any]] = [
     {"draft": "early_exit", "tree": OWN_TREE},
     {"draft": "low_bit", "exit_layer": 1, "draft_length": 3, "tree": OWN_TREE},
     {"draft": "low_bit", "exit_layer": LAYERS // 2, "draft_length": 4, "tree": "siblings"},
-    {"draft": "low_bit", "exit_layer": LAYERS, "draft_length": 4, "tree": OWN_TREE},
+    {"draft": "low_bit", "exit_layer": LAYERS, "draft_length": 3, "tree": OWN_TREE},
     {"draft": "low_bit", "tree": "siblings"},
     {"draft": "hybrid", "draft_length": 3, "tree": "siblings"},
     {"draft": "hybrid", "tree": OWN_TREE},

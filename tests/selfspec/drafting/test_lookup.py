@@ -11,7 +11,7 @@ from checks import own_generate
 from tiny_models import padded, random_prompts
 
 import selfspec
-from selfspec.drafting.lookup import LONGEST, TOKENS_PER_MATCHED, Found, Lookup, MatchRates, as_columns
+from selfspec.drafting.lookup import TOKENS_PER_MATCHED, Found, Lookup, MatchRates, as_columns
 from selfspec.drafting.suffix_automaton import SuffixAutomaton
 from selfspec.round import NOTHING
 from selfspec.rows import Rows
@@ -44,10 +44,11 @@ def test_a_short_match_drafts_little(match: int) -> None:
     assert found == Found(known[match : match + TOKENS_PER_MATCHED * match], match)
 
 
-def test_no_draft_is_longer_than_a_pass_can_use() -> None:
+@pytest.mark.parametrize("limit", [1, 15, 30])
+def test_a_long_match_drafts_as_much_as_is_asked_for(limit: int) -> None:
     known = list(range(10, 60))
-    (found,) = Lookup(MatchRates()).find(call_with([*known, 5, *known[:20]]), 1000)
-    assert found == Found(known[20 : 20 + LONGEST], 20)
+    (found,) = Lookup(MatchRates()).find(call_with([*known, 5, *known[:20]]), limit)
+    assert found == Found(known[20 : 20 + limit], 20)
 
 
 def test_text_that_never_read_like_this_gives_nothing() -> None:
@@ -177,3 +178,11 @@ def test_the_corpus_of_the_settings_is_followed(llama: Any) -> None:
         rounds.append(llama.speculation.stats.rounds)
     assert rounds[1] <= 4  # 24 tokens in rounds of up to 8 and one
     assert rounds[0] > 8
+
+
+@pytest.mark.parametrize("length", [3, 20])
+def test_a_draft_length_is_used_as_it_is(llama: Any, length: int) -> None:
+    selfspec.wrap(llama, draft="lookup", draft_length=length)
+    events: list[Any] = []
+    llama.generate(torch.tensor([[*range(10, 20)] * 4]), max_new_tokens=40, on_round=events.append)
+    assert max(event.deepest for event in events) == length

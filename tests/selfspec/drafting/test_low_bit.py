@@ -10,6 +10,7 @@ from checks import own_generate
 from tiny_models import LAYERS, random_prompts, tiny_model
 
 import selfspec
+from layer_skip import low_bit
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.exits import exit_choices
 
@@ -70,3 +71,16 @@ def test_weights_changed_after_wrapping_are_drafted_with(llama: Any) -> None:
     llama.load_state_dict(tiny_model("llama", seed=1).state_dict())
     assert torch.equal(llama.generate(**request), own_generate(llama, **request))
     assert llama.speculation.stats.acceptance_rate > 0.8  # a stale view would be right by chance only
+
+
+def test_whether_weights_have_changed_is_asked_once_a_call(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selfspec.wrap(llama, draft="low_bit", exit_layer=2, draft_length=3)
+    asked = []
+    state_of = low_bit._state_of
+    monkeypatch.setattr(low_bit, "_state_of", lambda *arguments: asked.append(1) or state_of(*arguments))
+    for calls in (1, 2):
+        llama.generate(**random_prompts(9), max_new_tokens=24)
+        assert llama.speculation.stats.rounds > 3
+        assert len(asked) == calls

@@ -122,7 +122,7 @@ def test_how_sure_it_must_be_changes_the_drafts_and_never_the_text(
             return LowBit(view, LAYERS, stop=stop, siblings=siblings)
         return EarlyExit(2, stop=stop, siblings=siblings)
 
-    monkeypatch.setattr(selfspec.speculation.Speculation, "_drafter", drafter)
+    monkeypatch.setattr(selfspec.strategy.Strategy, "_drafter", drafter)
     events: list[Any] = []
     assert torch.equal(llama.generate(**prompts, max_new_tokens=20, on_round=events.append), expected)
     lengths = [event.deepest for event in events]

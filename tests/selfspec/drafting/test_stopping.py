@@ -10,7 +10,7 @@ from checks import own_generate
 from tiny_models import random_prompts
 
 import selfspec
-from selfspec import speculation
+from selfspec import strategy
 from selfspec.drafting.stopping import StopRule
 
 REQUEST: dict[str, Any] = {**random_prompts(6), "max_new_tokens": 30, "pad_token_id": 0}
@@ -61,7 +61,7 @@ def test_chains_of_both_kinds_stop_by_a_rule_and_keep_the_text(
     expected = own_generate(llama, **REQUEST)
     drafted = []
     for stop in (None, rule):
-        monkeypatch.setattr(speculation.StopRule, "below", lambda _, stop=stop: stop)
+        monkeypatch.setattr(strategy.StopRule, "below", lambda _, stop=stop: stop)
         selfspec.wrap(llama, draft=draft, exit_layer=3, draft_length=5)
         assert torch.equal(llama.generate(**REQUEST), expected)
         assert llama.speculation.stats.strategy == draft

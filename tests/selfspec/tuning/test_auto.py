@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,15 +12,19 @@ import pytest
 import torch
 from checks import own_generate
 from fake_rounds import HALF, LAYERS, LOW_BIT, World, flat, knowledge
-from tiny_models import random_prompts
+from strategies import costs_under_which_drafts_pay
+from tiny_models import padded, random_prompts
 
 import selfspec
-from selfspec.drafting.lookup import Found
+from selfspec.drafting import Lookup
+from selfspec.drafting.lookup import Found, MatchRates
 from selfspec.modes import Greedy
 from selfspec.pacing import PayCheck
+from selfspec.round import Draft
+from selfspec.rows import Rows
 from selfspec.shapes import FASTEST
-from selfspec.tuning.auto import LONGEST
-from selfspec.tuning.knowledge import Arm, expected_tokens
+from selfspec.tree import chain
+from selfspec.tuning.knowledge import LONGEST_CHOSEN, Arm, expected_tokens
 from selfspec.tuning.reading import Agreement
 
 
@@ -30,7 +35,7 @@ def most(history: list[tuple[Arm | None, int]]) -> tuple[Arm | None, int]:
 def best_length(world: World, arm: Arm) -> int:
     """The K of the most tokens a second, by the world's true chances and costs."""
     return max(
-        range(1, LONGEST + 1),
+        range(1, LONGEST_CHOSEN + 1),
         key=lambda k: expected_tokens(world.chances[arm], k) / world.known.round_seconds(arm, k, 1, FASTEST),
     )
 
@@ -60,7 +65,7 @@ def test_drafts_are_short_where_they_are_often_wrong_and_long_where_they_are_rig
 def test_no_draft_that_is_never_right_is_paid_for_long() -> None:
     """It drafts to find out, then decodes plainly; nothing is lost but the trial."""
     world = World({LOW_BIT: 0.0, HALF: 0.0})
-    auto = world.auto(check=PayCheck(1, warmup=1))
+    auto = world.auto(check=PayCheck(warmup=1))
     history = world.play(auto, 400)
     assert sum(length == 0 for _, length in history[-100:]) > 90
     plain = 400 * world.known.round_seconds(None, 0, 1, auto.shapes)
@@ -77,7 +82,7 @@ def test_without_a_way_to_draft_nothing_is_drafted() -> None:
 
 def test_drafting_returns_when_it_pays_again() -> None:
     world = World({LOW_BIT: 0.0})
-    auto = world.auto(check=PayCheck(1, warmup=1))
+    auto = world.auto(check=PayCheck(warmup=1))
     world.play(auto, 60)
     assert world.play(auto, 20)[-1] == (None, 0)
     world.known.tallies.clear()  # old evidence fades; here at once
@@ -161,6 +166,9 @@ class NoLookup:
     def find(self, call: Any, limit: int) -> list[Found]:
         return self.found
 
+    def draft_of(self, call: Any, found: list[Found]) -> Any:
+        return found
+
 
 @pytest.mark.parametrize(
     ("found", "chance", "worth"),
@@ -178,7 +186,7 @@ def test_found_tokens_are_taken_when_they_promise_more_than_the_arm(
         world.known.tally(LOW_BIT, False).note(int(chance * 20), 20)
     auto = world.auto(lookup=NoLookup([found]))
     auto._choose(None)  # type: ignore[arg-type]
-    assert auto._worth([found], 4) is worth
+    assert auto._worth([found]) is worth
 
 
 def test_found_tokens_are_counted_by_all_rows() -> None:
@@ -189,21 +197,16 @@ def test_found_tokens_are_counted_by_all_rows() -> None:
     auto = world.auto(lookup=NoLookup([]))
     auto._choose(None)  # type: ignore[arg-type]
     good, nothing = Found(list(range(15)), 30), Found([], 0)
-    assert auto._worth([good], 4)
-    assert auto._worth([good, good], 4)
-    assert not auto._worth([good] + [nothing] * 7, 4)
+    assert auto._worth([good])
+    assert auto._worth([good, good])
+    assert not auto._worth([good] + [nothing] * 7)
 
 
 def test_rounds_of_found_tokens_teach_nothing_about_the_arms(llama: Any) -> None:
     selfspec.wrap(llama, draft="hybrid", draft_length=3, exit_layer=2)
     knowledge_of = llama.speculation.knowledge
     with pytest.MonkeyPatch.context() as patch:
-
-        def always(self: Any, found: list[Found], length: int) -> bool:
-            self._looked_up = True
-            return True
-
-        patch.setattr(selfspec.tuning.auto.Auto, "_worth", always)
+        patch.setattr(selfspec.tuning.auto.Auto, "_worth", lambda self, found: True)
         llama.generate(torch.tensor([[*range(10, 20)] * 3]), max_new_tokens=20)
     assert all(tally.tested == 0 for tally in knowledge_of.tallies.values())
     llama.generate(torch.tensor([[*range(10, 20)] * 3]), max_new_tokens=20)
@@ -235,6 +238,131 @@ def test_whatever_it_chooses_the_text_is_the_same(llama: Any, sampling: dict[str
 def test_measuring_whether_it_pays_uses_rounds_that_generate() -> None:
     """Plain rounds are compared with rounds that draft; both commit tokens."""
     world = World({LOW_BIT: 0.9})
-    history = world.play(world.auto(check=PayCheck(1, warmup=1)), 50)
+    history = world.play(world.auto(check=PayCheck(warmup=1)), 50)
     assert history[0] == (None, 0)
     assert all(arm == LOW_BIT for arm, _ in history[1:])
+
+
+class Spy:
+    """A model's drafter that notes what it is asked for."""
+
+    stop = None
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, Any]] = []
+
+    def draft(self, call: Any, length: int, graft: Any = None) -> Any:
+        self.asked.append((length, None if graft is None else graft.tolist()))
+        nowhere: Any = None
+        return Draft(chain(length), nowhere, torch.zeros(len(call.rows.active), length), nowhere)
+
+
+REPEATING = [1, 2, 3, 4, 5, 1, 2]
+
+
+def rows_of(*prompts: list[int], new_tokens: int = 50) -> Any:
+    batch = padded(prompts)
+    rows = Rows.of_prompts(
+        batch["input_ids"], batch["attention_mask"], new_tokens, 80, eos_tokens=frozenset(), pad_token=0
+    )
+    return SimpleNamespace(rows=rows, mode=Greedy(), decoder=None)
+
+
+def drafted(monkeypatch: pytest.MonkeyPatch, call: Any, worth: bool, **settings: Any) -> tuple[Any, Any, Spy]:
+    """What a first round drafts, with an arm of K = 5: what it found, its draft, and the spy in its place."""
+    monkeypatch.setattr(selfspec.tuning.auto.Auto, "_worth", lambda self, found: worth)
+    world, spy = World({LOW_BIT: 0.9}), Spy()
+    auto = world.auto(lengths=[5], lookup=Lookup(MatchRates()), **settings)
+    auto.arms = {LOW_BIT: spy}  # type: ignore[dict-item]
+    found: list[Any] = []
+    find = auto.lookup.find  # type: ignore[union-attr]
+    auto.lookup.find = lambda *arguments: found.append(find(*arguments)) or found[-1]  # type: ignore
+    auto.lookup.draft_of = lambda call, tokens: tokens  # type: ignore
+    return found, auto.draft(call, auto.draft_length(call.rows.remaining)), spy
+
+
+@pytest.mark.parametrize("branches", [False, True])
+def test_what_is_not_worth_it_is_left_to_the_model_and_joins_only_trees(
+    monkeypatch: pytest.MonkeyPatch, branches: bool
+) -> None:
+    call = rows_of(REPEATING, [9, 8])
+    found, _, spy = drafted(monkeypatch, call, worth=False, branches=branches)
+    assert found == [[Found([3, 4, 5, 1], 2), Found([], 0)]]
+    assert spy.asked == [(5, [[3, 4, 5, 1], [-1] * 4] if branches else None)]
+
+
+def test_nothing_found_is_no_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, spy = drafted(monkeypatch, rows_of([1, 2]), worth=False, branches=True)
+    assert spy.asked == [(5, None)]
+
+
+def test_what_is_worth_it_is_drafted_in_place_of_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, draft, spy = drafted(monkeypatch, rows_of(REPEATING), worth=True)
+    assert draft == [Found([3, 4, 5, 1], 2)]  # as long as the match allows
+    assert spy.asked == []
+
+
+@pytest.mark.parametrize(("remaining", "most", "longest"), [(2, 15, 1), (4, 15, 3), (50, 15, 4), (50, 2, 2)])
+def test_no_more_is_looked_up_than_may_be_drafted(
+    monkeypatch: pytest.MonkeyPatch, remaining: int, most: int, longest: int
+) -> None:
+    call = rows_of(REPEATING, new_tokens=remaining)
+    found, _, _ = drafted(monkeypatch, call, worth=False, longest_found=most)
+    assert len(found[0][0].tokens) == longest
+
+
+def test_statistics_name_both_sources(llama: Any) -> None:
+    selfspec.wrap(llama, draft="hybrid", draft_length=3)
+    llama.generate(**random_prompts(9), max_new_tokens=12)
+    stats = llama.speculation.stats
+    assert stats.strategy == "lookup, low_bit"
+    assert "free drafts where text repeats" in stats.choice
+    assert stats.view.startswith("4-bit view of 4 of 4 layers and the head")
+
+
+def test_a_set_draft_length_holds_for_found_tokens_too(llama: Any) -> None:
+    selfspec.wrap(llama, draft="hybrid", draft_length=3, exit_layer=2)
+    events: list[Any] = []
+    llama.generate(torch.tensor([[*range(10, 20)] * 3]), max_new_tokens=40, on_round=events.append)
+    assert max(event.deepest for event in events) == 3
+
+
+def test_no_draft_length_is_claimed_where_drafts_end_by_themselves(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selfspec.speculation, "time_passes", costs_under_which_drafts_pay)
+    monkeypatch.setattr(selfspec.tuning.knowledge, "_PRIOR_AGREEMENT", 0.9)
+    request = {**random_prompts(9), "max_new_tokens": 30}
+    selfspec.wrap(llama, draft="low_bit")
+    llama.generate(**request)
+    stats = llama.speculation.stats
+    assert stats.draft_length is None
+    assert 0 < stats.mean_draft_length <= 15
+    assert f"E = {stats.exit_layer}, {stats.mean_draft_length:.1f} tokens drafted a round" == stats.drafts
+    selfspec.wrap(llama, draft="low_bit", acceptance="rejection")
+    llama.generate(**request, do_sample=True)
+    assert llama.speculation.stats.draft_length is not None  # its drafts are as long as was chosen
+
+
+def test_no_draft_is_said_to_be_deeper_than_its_tree(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfspec.speculation, "time_passes", costs_under_which_drafts_pay)
+    monkeypatch.setattr(selfspec.tuning.knowledge, "_PRIOR_AGREEMENT", 0.9)
+    selfspec.wrap(llama, draft="low_bit", tree=(0, 0, 0))
+    llama.generate(**random_prompts(9), max_new_tokens=30)
+    assert llama.speculation.stats.draft_length in (0, 1)
+    assert "draft length 1:" in llama.speculation.stats.choice
+
+
+def test_calls_at_once_choose_and_learn_without_disturbing_each_other(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selfspec.speculation, "time_passes", costs_under_which_drafts_pay)
+    requests = [{**random_prompts(n, n + 3, seed=n), "max_new_tokens": 20} for n in range(3, 9)]
+    expected = [own_generate(llama, **request) for request in requests]
+    selfspec.wrap(llama)
+    with ThreadPoolExecutor(len(requests)) as pool:
+        for _ in range(3):
+            llama.speculation.knowledge.margins.clear()
+            found = list(pool.map(lambda request: llama.generate(**request), requests))
+            assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert llama.speculation.total.calls == 3 * len(requests)

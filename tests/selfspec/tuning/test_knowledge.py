@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from fake_rounds import HALF, LAYERS, LOW_BIT, flat, knowledge
 
@@ -116,3 +119,16 @@ def test_prompts_are_read_until_enough_is_known() -> None:
     known.read(Agreement({4: 10}, SAMPLES))
     assert not known.wants_reading
     assert (known.agreement[4], known.samples) == (20, 2 * SAMPLES)
+
+
+def test_arms_may_be_added_by_several_calls_at_once() -> None:
+    known, threads = knowledge(), 6
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            arms = [[Arm(100 * i + j, False) for j in range(100)] for i in range(threads)]
+            list(pool.map(lambda own: [known.margin_rates(arm, False) for arm in own], arms))
+    finally:
+        sys.setswitchinterval(before)
+    assert len(known.margins) == 100 * threads

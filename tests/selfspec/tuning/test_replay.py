@@ -145,10 +145,10 @@ RULES = (
 def test_rules_by_position_stop_in_replay_where_they_stop_in_the_engine(
     llama: Any, rule: StopRule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from selfspec import speculation
+    from selfspec import strategy
     from selfspec.drafting import EarlyExit
 
-    monkeypatch.setattr(speculation, "EarlyExit", lambda e, *_: EarlyExit(e, rule=rule))
+    monkeypatch.setattr(strategy, "EarlyExit", lambda e, *_: EarlyExit(e, rule=rule))
     settings = [Setting(e, k, stop=rule) for e in (2, 3) for k in (2, 6)]
     check(llama, [[5, 6, 7], [9, 8]], settings, max_new_tokens=24)
 

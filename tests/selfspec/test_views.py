@@ -1,23 +1,23 @@
-"""From settings to views and corpora: what is made, what is said, and what is refused."""
+"""The low-bit view of a wrapped model: what is made, what is said, and what is refused."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
 from typing import Any
 
 import pytest
 import torch
 from checks import own_generate
 from tiny_models import LAYERS, random_prompts, tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 import selfspec
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.low_bit import view_bytes
+from selfspec import speculation, views
 from selfspec.config import ConfigError, SpeculationConfig
-from selfspec.strategy import make_view, read_corpus
+from selfspec.tuning.costs import PassCosts
+from selfspec.views import make_view
 
 PROMPTS = random_prompts(9, 4)
 
@@ -67,18 +67,18 @@ def test_too_little_memory_falls_back_to_the_models_own_weights_and_says_so(llam
 @pytest.mark.parametrize("draft", ["low_bit", "hybrid"])
 @pytest.mark.parametrize("draft_length", ["auto", 3])
 def test_drafting_goes_on_without_a_view(
-    llama: Any, capsys: Any, draft: str, draft_length: Any, settings: dict[str, Any]
+    llama: Any, caplog: Any, draft: str, draft_length: Any, settings: dict[str, Any]
 ) -> None:
     expected = own_generate(llama, **PROMPTS, max_new_tokens=16)
-    selfspec.wrap(llama, draft=draft, draft_memory=0, draft_length=draft_length, **settings)
-    assert "selfspec: draft_memory=0 is too small" in capsys.readouterr().err
+    selfspec.wrap(llama, draft=draft, draft_memory="1KiB", draft_length=draft_length, **settings)
+    assert "draft_memory='1KiB' is too small" in caplog.text
     assert torch.equal(llama.generate(**PROMPTS, max_new_tokens=16), expected)
     stats = llama.speculation.stats
-    assert stats.view.startswith("draft_memory=0 is too small")
+    assert stats.view.startswith("draft_memory='1KiB' is too small")
     assert "low_bit" not in stats.strategy
 
 
-def test_a_model_of_quantised_matrices_drafts_with_those(llama: Any, capsys: Any) -> None:
+def test_a_model_of_quantised_matrices_drafts_with_those(llama: Any, caplog: Any) -> None:
     class Quantised(nn.Module):
         def __init__(self, base: nn.Linear) -> None:
             super().__init__()
@@ -95,36 +95,62 @@ def test_a_model_of_quantised_matrices_drafts_with_those(llama: Any, capsys: Any
                 setattr(parent, name, Quantised(child))
     expected = own_generate(llama, **PROMPTS, max_new_tokens=12)
     selfspec.wrap(llama, draft="low_bit", exit_layer=2, draft_length=3)
-    assert "drafting with the model's own weights" in capsys.readouterr().err
+    assert "drafting with the model's own weights" in caplog.text
     assert torch.equal(llama.generate(**PROMPTS, max_new_tokens=12), expected)
     assert llama.speculation.stats.strategy == "early_exit"
     selfspec.wrap(llama)  # "auto" tries a view, and goes without
     assert torch.equal(llama.generate(**PROMPTS, max_new_tokens=12), expected)
 
 
-def test_what_the_view_adds_is_printed_once_and_kept_in_the_statistics(llama: Any, capsys: Any) -> None:
+def test_what_the_view_adds_is_logged_once_and_kept_in_the_statistics(
+    llama: Any, caplog: Any, capsys: Any
+) -> None:
+    caplog.set_level(logging.INFO, "selfspec")
     selfspec.wrap(llama, draft="low_bit", draft_length=3, exit_layer=LAYERS)
-    printed = capsys.readouterr().err
-    assert printed.startswith("selfspec: 4-bit view of 4 of 4 layers and the head: ")
     llama.generate(**PROMPTS, max_new_tokens=8)
-    assert capsys.readouterr().err == ""
-    assert f"selfspec: {llama.speculation.stats.view}\n" == printed
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("selfspec", logging.INFO)
+    assert record.message.startswith("4-bit view of 4 of 4 layers and the head: ")
+    assert record.message == llama.speculation.stats.view
+    assert capsys.readouterr() == ("", "")  # a library says nothing on its own
+
+
+@pytest.mark.parametrize("draft", ["auto", "low_bit", "hybrid"])
+def test_no_view_is_made_or_tried_where_it_may_add_nothing(
+    llama: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch, draft: str
+) -> None:
+    monkeypatch.setattr(speculation, "LowBitView", None)
+    monkeypatch.setattr(views, "LowBitView", None)
+    selfspec.wrap(llama, draft=draft, draft_memory="0 MB")
+    llama.generate(**PROMPTS, max_new_tokens=8)
+    assert llama.speculation.view is None
+    assert llama.speculation.stats.view == "draft_memory='0 MB': no low-bit view"
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("draft", ["low_bit", "hybrid"])
+@pytest.mark.parametrize("draft_length", ["auto", 4])
+def test_an_exit_layer_for_which_memory_is_short_is_refused_with_the_deepest_that_fits(
+    llama: Any, draft: str, draft_length: Any
+) -> None:
+    memory = view_bytes(LayeredDecoder(llama), 2)
+    with pytest.raises(ConfigError, match=r"exit_layer=3: within draft_memory=.* allowed are 1 to 2, 'auto'"):
+        selfspec.wrap(llama, draft=draft, exit_layer=3, draft_memory=memory, draft_length=draft_length)
+    assert not selfspec.is_wrapped(llama)
+    selfspec.wrap(llama, draft=draft, exit_layer=2, draft_memory=memory, draft_length=draft_length)
+    assert llama.speculation.view.n_layers == 2
 
 
 @pytest.mark.parametrize("draft", ["early_exit", "lookup"])
-def test_no_view_is_made_where_none_is_used(llama: Any, capsys: Any, draft: str) -> None:
+def test_no_view_is_made_where_none_is_used(llama: Any, draft: str) -> None:
     selfspec.wrap(llama, draft=draft)
     assert llama.speculation.view is None
-    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("share", "made"), [(0.5, True), (0.9, False)])
 def test_auto_makes_a_view_only_where_its_layers_are_faster(
     llama: Any, monkeypatch: pytest.MonkeyPatch, share: float, made: bool
 ) -> None:
-    from selfspec import speculation
-    from selfspec.tuning.costs import PassCosts
-
     def timed(decoder: LayeredDecoder) -> PassCosts:
         packed = any("Packed" in type(m).__name__ for m in decoder.layers[0].modules())
         return PassCosts((share if packed else 1.0,) * 6, (1.0,) * 6)
@@ -132,60 +158,6 @@ def test_auto_makes_a_view_only_where_its_layers_are_faster(
     monkeypatch.setattr(speculation, "time_passes", timed)
     selfspec.wrap(llama)
     assert (llama.speculation.view is not None) is made
-
-
-def test_a_corpus_of_token_ids_is_taken_as_it_is() -> None:
-    corpus = read_corpus(None, [1, 2, 3, 1])
-    assert corpus is not None
-    assert corpus.tokens.tolist() == [1, 2, 3, 1]
-    assert read_corpus(None, None) is None
-
-
-@pytest.fixture
-def in_a_folder(llama: Any, tmp_path: Path) -> Any:
-    """A model that names the folder of its tokenizer: one token a word."""
-    words = {word: i for i, word in enumerate(["<unk>", "to", "be", "or", "not"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path)
-    llama.config._name_or_path = str(tmp_path)
-    return llama
-
-
-def test_a_corpus_file_is_read_with_the_models_own_tokenizer(in_a_folder: Any, tmp_path: Path) -> None:
-    path = tmp_path / "notes.txt"
-    path.write_text("to be or not to be", encoding="utf-8")
-    for corpus in (path, str(path)):
-        automaton = read_corpus(in_a_folder, corpus)
-        assert automaton is not None
-        assert automaton.tokens.tolist() == [1, 2, 3, 4, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, r"corpus='.*notes.txt': No such file or directory"),
-        (b"\xff\xfe\x00\x81", r"corpus='.*notes.txt': not a UTF-8 text file \(invalid start byte\)"),
-    ],
-)
-def test_a_corpus_that_cannot_be_read_is_refused_and_nothing_is_changed(
-    in_a_folder: Any, tmp_path: Path, content: bytes | None, message: str
-) -> None:
-    path = tmp_path / "notes.txt"
-    if content is not None:
-        path.write_bytes(content)
-    before = dict(vars(in_a_folder))
-    with pytest.raises(ConfigError, match=message):
-        selfspec.wrap(in_a_folder, draft="lookup", corpus=str(path))
-    assert vars(in_a_folder) == before
-
-
-def test_a_corpus_file_for_a_model_without_a_tokenizer_says_what_to_pass(llama: Any, tmp_path: Path) -> None:
-    path = tmp_path / "notes.txt"
-    path.write_text("to be", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"pass token ids: corpus=tokenizer\(text\)\.input_ids"):
-        selfspec.wrap(llama, draft="hybrid", corpus=str(path))
-    assert not selfspec.is_wrapped(llama)
 
 
 def test_a_view_of_one_family_is_made_as_well_as_of_another(family: str) -> None:

@@ -1,0 +1,69 @@
+"""The low-bit view that the settings ask for, as far as memory allows."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from layer_skip.decoder import LayeredDecoder
+from layer_skip.low_bit import LowBitView, NothingToViewError, layers_that_fit, n_matrices
+from selfspec.config import SpeculationConfig
+from selfspec.values import ConfigError, parse_bytes
+
+_SLOW_MATRICES = 1 << 27
+"""Weights from which on making a view takes seconds, and shows a progress bar."""
+
+
+def make_view(decoder: LayeredDecoder, config: SpeculationConfig) -> tuple[LowBitView | None, str]:
+    """The largest view that the settings ask for and memory allows, and a line that says what was made.
+
+    None where nothing fits or nothing can be packed: drafts then use the model's own weights.
+
+    Raises:
+        ConfigError: a view fits, but not one of as many layers as `exit_layer` says.
+    """
+    wanted = decoder.n_layers if config.exit_layer == "auto" else int(config.exit_layer)
+    limit = parse_bytes(config.draft_memory)
+    if limit is not None:
+        fitting = layers_that_fit(decoder, limit, config.draft_bits)
+        if not fitting:
+            return None, (
+                f"draft_memory={config.draft_memory!r} is too small for a low-bit view of one layer and the "
+                "head: drafting with the model's own weights"
+            )
+        if config.exit_layer != "auto" and fitting < wanted:
+            raise ConfigError(
+                f"exit_layer={wanted}: within draft_memory={config.draft_memory!r} there is room for a "
+                f"{config.draft_bits}-bit view of {fitting} layers and the head; allowed are 1 to {fitting}, "
+                "'auto', or more memory"
+            )
+        wanted = min(wanted, fitting)
+    began = time.perf_counter()
+    try:
+        with _progress(decoder, wanted) as advance:
+            view = LowBitView(decoder, wanted, config.draft_bits, advance)
+    except NothingToViewError as error:
+        return None, f"{error}: drafting with the model's own weights"
+    share = view.bytes / view.viewed_bytes
+    return view, (
+        f"{config.draft_bits}-bit view of {wanted} of {decoder.n_layers} layers and the head: "
+        f"{view.bytes / 2**20:.0f} MiB added, {share:.0%} of the weights viewed, "
+        f"{time.perf_counter() - began:.1f} s"
+        + (f"; padded to whole groups: {view.padded} matrices" if view.padded else "")
+        + (f"; kept as they are: {view.kept}" if view.kept else "")
+    )
+
+
+@contextmanager
+def _progress(decoder: LayeredDecoder, n_layers: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on a terminal, where making the view takes long enough to ask for one."""
+    weights = sum(p.numel() for layer in decoder.layers[:n_layers] for p in layer.parameters())
+    if weights < _SLOW_MATRICES or not sys.stderr.isatty():
+        yield lambda name: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("low-bit view", total=n_matrices(decoder, n_layers))
+        yield lambda name: progress.update(task, advance=1, description=name)
