@@ -90,9 +90,9 @@ class Auto:
             return self._model_draft(call, length, [])
         found = self.lookup.find(call, min(self.longest_found, length))
         self._looked_up = self._worth(found)
-        return (
-            self.lookup.draft_of(call, found) if self._looked_up else self._model_draft(call, length, found)
-        )
+        if self._looked_up:
+            return self.lookup.draft_of(call, found)
+        return self._model_draft(call, length, found)
 
     def observe(self, length: int, tokens: float, seconds: float) -> None:
         """Learn from a round that is over."""

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from checks import own_generate
+from strategies import costs_under_which_drafts_pay
 from tiny_models import random_prompts
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import selfspec
+from selfspec import speculation
 from selfspec.config import ConfigError
 from selfspec.drafting.corpus import read_corpus
 
@@ -79,7 +81,8 @@ def test_every_draft_that_looks_up_reads_the_corpus(llama: Any, settings: dict[s
         selfspec.wrap(llama, corpus="/does/not/exist", **settings)
 
 
-def test_the_default_draft_copies_from_the_corpus(llama: Any) -> None:
+def test_the_default_draft_copies_from_the_corpus(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speculation, "time_passes", costs_under_which_drafts_pay)
     prompt = random_prompts(7)["input_ids"]
     text = own_generate(llama, prompt, max_new_tokens=48)
     rounds = []
