@@ -58,6 +58,8 @@ class ShapePlan:
         return -(-slots // self.key_quantum) * self.key_quantum
 
 
+_Product = tuple[tuple[int, int], bool, torch.dtype, torch.device]
+"""Shape [outputs, inputs] of a matrix, whether it is kept transposed, its dtype and device."""
 FASTEST = ShapePlan()
 _plans: WeakKeyDictionary[LayeredDecoder, ShapePlan] = WeakKeyDictionary()
 
@@ -87,12 +89,20 @@ def _probe(decoder: LayeredDecoder) -> ShapePlan:
     bad_widths, key_quantum = _probe_attention(
         head_size, _groups(decoder), decoder.dtype, decoder.device, threads
     )
-    products = {_product(module) for module in decoder.products() if not _unprobed_product(module)}
+    unprobed = _unprobed_attention(decoder)
+    products: set[_Product] = set()
+    for module in decoder.products():
+        reason = _unprobed_product(module)
+        if reason:
+            unprobed.add(reason)
+        else:
+            products.add(_product(module))
     bad_rows = frozenset().union(*(_probe_product(*product, threads) for product in products))
     settled = max(bad_widths, default=0) < max(_WIDTHS) and max(bad_rows, default=0) < _ALL_ROWS
     if key_quantum is None or not settled:
         return FASTEST
-    return ShapePlan(bad_widths, bad_rows, key_quantum, _unprobed(decoder))
+    doubt = f"not probed are {', '.join(sorted(unprobed))}" if unprobed else ""
+    return ShapePlan(bad_widths, bad_rows, key_quantum, doubt)
 
 
 def _groups(decoder: LayeredDecoder) -> int:
@@ -103,8 +113,8 @@ def _groups(decoder: LayeredDecoder) -> int:
     return groups or heads // (getattr(decoder.config, "num_key_value_heads", None) or heads)
 
 
-def _unprobed(decoder: LayeredDecoder) -> str:
-    """What decides a token and is not probed, in words; empty where there is nothing of the kind."""
+def _unprobed_attention(decoder: LayeredDecoder) -> set[str]:
+    """What of the attention is not probed, in words."""
     config, attention = decoder.config, getattr(decoder.layers[0], decoder.family.attention)
     found = {
         "attention code of the model's own": decoder.family.own_attention,
@@ -112,9 +122,7 @@ def _unprobed(decoder: LayeredDecoder) -> str:
         "attention sinks": hasattr(attention, "sinks"),
         "latent keys and values": bool(getattr(config, "kv_lora_rank", None)),
     }
-    reasons = {reason for reason, there in found.items() if there}
-    reasons |= {_unprobed_product(module) for module in decoder.products()} - {""}
-    return f"not probed are {', '.join(sorted(reasons))}" if reasons else ""
+    return {reason for reason, there in found.items() if there}
 
 
 def _unprobed_product(module: nn.Module) -> str:
@@ -128,8 +136,7 @@ def _unprobed_product(module: nn.Module) -> str:
     return "" if plain else "quantised weights"
 
 
-def _product(module: nn.Module) -> tuple[tuple[int, int], bool, torch.dtype, torch.device]:
-    """Shape [outputs, inputs] of a matrix, whether it is kept transposed, its dtype and device."""
+def _product(module: nn.Module) -> _Product:
     weight: Any = module.weight
     transposed = isinstance(module, Conv1D)  # GPT-2's keeps [in, out]
     outputs, inputs = reversed(weight.shape) if transposed else weight.shape
