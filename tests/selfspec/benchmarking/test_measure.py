@@ -40,7 +40,7 @@ def test_drafts_are_counted_for_the_engine_only(llama: Any) -> None:
     (own,), (ar,), (ours,) = calls[GENERATE], calls[AR], calls[SELFSPEC]
     assert (own.row_rounds, own.drafted, ar.drafted) == (0, 0, 0)
     assert ours.accepted + ours.row_rounds == 12
-    assert (ours.exit_layer, ours.draft_length) == (2, 3)
+    assert (ours.exit_layer, ours.drafts) == (2, "E = 2, K = 3")
 
 
 def test_the_model_is_left_as_it_was(llama: Any) -> None:
