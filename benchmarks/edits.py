@@ -57,7 +57,7 @@ class GivenText(LogitsProcessor):
 
 
 def edits(tokenizer: Any, files: Sequence[str], least: int) -> Iterator[Edit]:
-    """A small edit of each file of `least` tokens: the rarest name that it has more than once gets another."""
+    """A small edit of each file of `least` tokens: the rarest of its repeated names gets another."""
     for text in files:
         names = Counter(re.findall(r"\b[a-z][a-z_0-9]{3,}\b", text))
         names = Counter({name: n for name, n in names.items() if n > 1 and not keyword.iskeyword(name)})
