@@ -47,7 +47,8 @@ def plot(results: Results) -> bytes:
     for axes, temperature in zip(panels, decodings, strict=True):
         chosen = {c: r for c, r in results.items() if r["workload"]["temperature"] == temperature}
         for number, name in enumerate(names):
-            places = [group + (number - (len(names) - 1) / 2) / (len(names) + 2) for group in range(len(chosen))]
+            aside = (number - (len(names) - 1) / 2) / (len(names) + 2)
+            places = [group + aside for group in range(len(chosen))]
             heights = [_ratio(report, name) or 0.0 for report in chosen.values()]
             axes.bar(places, heights, 1 / (len(names) + 2), label=name, color=f"C{number}")
         axes.axhline(1, color="black", linewidth=0.8)
