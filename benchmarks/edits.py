@@ -1,4 +1,4 @@
-"""Lookup on edits: a file in the prompt, written again with one name changed, at the 1B shape.
+"""Lookup on edits: a file in the prompt, written again whole with one name changed, at the 1B shape.
 
     python benchmarks/edits.py --model benchmarks/plain_twin
 
@@ -57,13 +57,13 @@ class GivenText(LogitsProcessor):
 
 
 def edits(tokenizer: Any, files: Sequence[str], least: int) -> Iterator[Edit]:
-    """An edit of each file that has a name to change and `least` tokens: its commonest name gets another."""
+    """A small edit of each file of `least` tokens: the rarest of its repeated names gets another."""
     for text in files:
         names = Counter(re.findall(r"\b[a-z][a-z_0-9]{3,}\b", text))
         names = Counter({name: n for name, n in names.items() if n > 1 and not keyword.iskeyword(name)})
         if not names:
             continue
-        name = max(names, key=lambda n: names[n])
+        name = min(names, key=lambda n: names[n])
         edited = re.sub(rf"\b{name}\b", f"other_{name}", text)
         prompt = f"{text.rstrip()}\n\n\n# The same, with {name} renamed to other_{name}:\n"
         answer = tokenizer(edited, add_special_tokens=False)["input_ids"]
@@ -99,7 +99,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="folder of a small Llama; default the bundled model")
     parser.add_argument("--shape", default="1b", choices=SHAPES)
     parser.add_argument("--prompts", type=int, default=10)
-    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=112, help="at most the tokens of a file")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     return parser.parse_args()

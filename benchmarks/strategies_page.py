@@ -16,6 +16,7 @@ from selfspec.files import write_whole
 
 AR_ONE_ROW = "AR, one row"
 """AR at the shapes that come, without padding: the faster of the two is what everybody is compared with."""
+BEGIN, END = "<!-- strategies: python benchmarks/strategies_page.py -->", "<!-- end of the strategies -->"
 Results = dict[str, dict[str, Any]]
 """Case -> its report as JSON."""
 
@@ -46,7 +47,8 @@ def plot(results: Results) -> bytes:
     for axes, temperature in zip(panels, decodings, strict=True):
         chosen = {c: r for c, r in results.items() if r["workload"]["temperature"] == temperature}
         for number, name in enumerate(names):
-            places = [group + (number - len(names) / 2) / (len(names) + 2) for group in range(len(chosen))]
+            aside = (number - (len(names) - 1) / 2) / (len(names) + 2)
+            places = [group + aside for group in range(len(chosen))]
             heights = [_ratio(report, name) or 0.0 for report in chosen.values()]
             axes.bar(places, heights, 1 / (len(names) + 2), label=name, color=f"C{number}")
         axes.axhline(1, color="black", linewidth=0.8)
@@ -66,6 +68,20 @@ def save(results: Results, folder: Path) -> None:
         pages += [f"- {key}: {json.dumps(value)}" for key, value in result["costs"].items()] + [""]
     write_whole(folder / "strategies.md", "\n".join(pages))
     write_whole(folder / "strategies.png", plot(results))
+
+
+def into_readme(results: Results, readme: Path) -> None:
+    """Write the table between the README's markers.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the markers {BEGIN!r} and {END!r} are not in {readme}")
+    write_whole(readme, f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}")
 
 
 def _names(results: Results) -> list[str]:
@@ -92,5 +108,7 @@ def _cell(report: dict[str, Any], name: str) -> str:
 
 
 if __name__ == "__main__":
-    results_folder = Path(__file__).parent / "results"
-    save(json.loads((results_folder / "strategies.json").read_text()), results_folder)
+    here = Path(__file__).parent
+    stored = json.loads((here / "results" / "strategies.json").read_text())
+    save(stored, here / "results")
+    into_readme(stored, here.parent / "README.md")

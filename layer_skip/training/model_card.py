@@ -50,6 +50,16 @@ def _exits_table(scores: Sequence[ExitScore], stdlib: Sequence[ExitScore]) -> st
     return "\n".join(lines)
 
 
+EARLY_EXIT = """# A small early-exit model of Python code
+
+A Llama-architecture causal language model, small enough to be tested with, trained from scratch so that its
+first layers can draft for the whole of it."""
+PLAIN = """# A small plain model of Python code
+
+A Llama-architecture causal language model, small enough to be tested with, trained from scratch with the
+ordinary loss: a stand-in for the models that nobody trained for early exit."""
+
+
 def _recipe_text(config: TrainingConfig) -> str:
     if not config.recipe:
         return "None: plain next-token training, the twin that the recipe is compared with."
@@ -84,10 +94,7 @@ def write_card(
     """Write the model card: data and licences, shape, training, quality of every exit, use and limits."""
     last = result.scores[-1]
     text = f"""{HEADER}
-# A small early-exit model of Python code
-
-A Llama-architecture causal language model, small enough to be tested with, trained from scratch so that its
-first layers can draft for the whole of it.
+{EARLY_EXIT if config.recipe else PLAIN}
 
 ## Shape
 
