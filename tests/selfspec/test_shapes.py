@@ -180,13 +180,3 @@ def test_rows_of_every_count_up_to_32_are_probed_and_padded_where_they_differ(
     assert plan.exact is exact
     if exact:
         assert all(plan.width(1, width) not in bad for width in range(1, 33))
-
-
-def test_query_heads_that_share_one_key_head_are_probed_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = []
-    monkeypatch.setattr(
-        shapes, "_probe_attention", lambda size, groups_, *_: groups.append(groups_) or (frozenset(), 64)
-    )
-    model = tiny_model("gpt_bigcode")
-    probe(LayeredDecoder(model))
-    assert groups == [model.config.num_attention_heads]
