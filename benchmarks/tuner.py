@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def judge(bench: Bench, workload: str) -> dict[str, Any]:
     common: dict[str, Any] = {"generate_arguments": WORKLOADS[workload]}
     recording = record(bench.model, prompts, max_new_tokens=bench.options.new_tokens, **common)
     # What the tuner chooses for these very prompts: the sweep's best is the best for them.
-    own = search(recording, costs).best.setting
+    own = search(recording, costs).setting
     few = bench.options.sweep_prompts
     began = time.perf_counter()
     swept = compare(
@@ -213,7 +214,7 @@ def main() -> int:
     options = arguments()
     bench = Bench(options)
     parts: dict[str, Callable[[Bench], dict[str, Any]]] = {
-        **{name: lambda bench, name=name: judge(bench, name) for name in WORKLOADS},
+        **{name: partial(judge, workload=name) for name in WORKLOADS},
         **dict(zip(OTHERS, (single, useless, controller), strict=True)),
     }
     for name, part in parts.items():

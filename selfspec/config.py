@@ -4,6 +4,7 @@ import difflib
 import functools
 import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from selfspec.tree import Tree, TreeOfDepth, chain, cut, with_siblings
@@ -69,6 +70,7 @@ class SpeculationConfig:
         _check_choice("acceptance", self.acceptance, ("coupled", "rejection"))
         for name in ("deterministic", "strict"):
             _check_choice(name, getattr(self, name), (True, False))
+        self._check_profile()
         self._check_tree()
         parse_bytes(self.draft_memory)
         threshold = self.confidence_threshold
@@ -83,6 +85,16 @@ class SpeculationConfig:
                 f"profile with {self.against_profiles}: a profile chooses exit layer, draft length and where "
                 "to stop, for draft='early_exit'; leave the one or the other out"
             )
+
+    def _check_profile(self) -> None:
+        given = self.profile if isinstance(self.profile, (list, tuple)) else [self.profile]
+        for profile in given:
+            # A profile is known by what it has: its class needs this module.
+            known = isinstance(profile, (str, Path)) or hasattr(profile, "workload")
+            if not known and self.profile is not None:
+                raise ConfigError(
+                    f"profile={self.profile!r}: allowed are a profile, a file of one, or a list of them"
+                )
 
     def _check_tree(self) -> None:
         if isinstance(self.tree, tuple):

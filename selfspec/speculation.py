@@ -21,8 +21,9 @@ from selfspec.tuning.auto import Auto
 from selfspec.tuning.costs import WIDTHS, time_passes
 from selfspec.tuning.following import follow
 from selfspec.tuning.knowledge import LONGEST, Arm, Knowledge
-from selfspec.tuning.profile import Profile, profile_of_call
+from selfspec.tuning.profile import Profile
 from selfspec.tuning.reading import Reading, affordable_samples
+from selfspec.tuning.store import profile_of_call
 
 _READING_SHARE = 0.02
 """Share of a call's expected time that reading the exits along its prompt may take."""
@@ -85,9 +86,9 @@ class Speculation:
         Args:
             prompts: token ids, a list per prompt; or texts, with `tokenizer=`.
             workload: a name to call it by in `generate(..., workload=)`.
-            options: those of `selfspec.tuning.tune.tune` (max_new_tokens, batch, limits, generate_arguments
-                and more), and `save`: a file for the profile, or None to keep it in memory only; by default
-                it goes where `wrap` finds it by itself.
+            options: the fields of `selfspec.tuning.options.TuneOptions` (max_new_tokens, batch, limits,
+                generate_arguments and more), and `save`: a file for the profile, or None to keep it in
+                memory only; by default it goes where `wrap` finds it by itself.
 
         Raises:
             ValueError: no prompts, or none that fits the model.
@@ -109,18 +110,18 @@ class Speculation:
         self, model: Any, decoder: LayeredDecoder, rows: Rows, sampled: bool, workload: str | None = None
     ) -> tuple[Drafter, Pacer, Stats, Reading | None]:
         """Drafter and pacer of a call, its statistics, and what reads the exits along its prompt."""
-        profile = profile_of_call(self.profiles, self.config, sampled, workload)
-        if profile is not None:
-            coupled = not sampled or self.config.acceptance == "coupled"
-            stats = Stats(
-                shapes=describe(self.shapes(decoder), self.config.deterministic), view=self.view_note
-            )
-            return *follow(profile, rows, coupled, stats), stats, None
+        profile, followed = profile_of_call(self.profiles, self.config, model, sampled, workload)
         with self._lock:
             if self._knowledge is None:  # a copy of a wrapped model, or one that was not wrapped
                 self.prepare(model, decoder, quiet=True)
         shapes = self.shapes(decoder)
-        stats = Stats(shapes=describe(shapes, self.config.deterministic), view=self.view_note)
+        stats = Stats(
+            shapes=describe(shapes, self.config.deterministic), view=self.view_note, profile=followed
+        )
+        if profile is not None:
+            coupled = not sampled or self.config.acceptance == "coupled"
+            plain = self._plain_speed(len(rows.active))
+            return *follow(profile, rows, coupled, stats, plain), stats, None
         fixed = self._fixed(decoder, stats, sampled)
         if fixed is not None:
             return *fixed, stats, None

@@ -44,6 +44,14 @@ class Setting:
         if self.siblings > 1 and self.rule is not None:
             raise ValueError(f"siblings={self.siblings} with a stop rule: it stops chains")
 
+    def __str__(self) -> str:
+        if not self.draft_length:
+            return "AR (K = 0)"
+        rule = f", stops below {self.confidence_threshold:g}" if self.confidence_threshold else ""
+        rule = rule if self.stop is None else ", stops where it does not pay"
+        width = f", {self.siblings} siblings" if self.siblings > 1 else ""
+        return f"E = {self.exit_layer}, K = {self.draft_length}{width}{rule}"
+
     @property
     def rule(self) -> StopRule | None:
         """When to stop drafting, None for never."""

@@ -21,9 +21,7 @@ from selfspec.tuning.trees import RankCounter, Ranks, best_tree, find_tree
 def event(ranks: tuple[int, ...], deepest: int, committed: int | None = None) -> RoundEvent:
     """A round that accepted candidates of these ranks, and one token of the target's own after them."""
     tokens = len(ranks) + 1 if committed is None else committed
-    return RoundEvent(
-        row=0, drafted=[0] * 2 * deepest, deepest=deepest, ranks=ranks, committed=[0] * tokens
-    )
+    return RoundEvent(row=0, drafted=[0] * 2 * deepest, deepest=deepest, ranks=ranks, committed=[0] * tokens)
 
 
 def expected_tokens(tree: Tree, ranks: Ranks) -> float:
@@ -74,9 +72,7 @@ def test_the_best_tree_is_that_of_brute_force(seed: int) -> None:
     def seconds(tree: Tree) -> float:
         return 1 + a_level * tree.depth + a_node * tree.size
 
-    best = max(
-        (1 + expected_tokens(tree, ranks)) / seconds(tree) for tree in all_trees(6, width=2, depth=3)
-    )
+    best = max((1 + expected_tokens(tree, ranks)) / seconds(tree) for tree in all_trees(6, width=2, depth=3))
     tree, speed = best_tree(ranks, seconds, most_nodes=6)
     assert speed == pytest.approx(best)
     assert speed == pytest.approx((1 + expected_tokens(tree, ranks)) / seconds(tree))
