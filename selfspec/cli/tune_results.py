@@ -23,6 +23,7 @@ def as_dict(results: Results) -> dict[str, Any]:
             "surface": tuned.found.surface,
             "agreement": dict(zip(tuned.recording.exits, tuned.recording.agreement, strict=True)),
             "calibration": asdict(tuned.calibration),
+            "calibration_errors": tuned.calibration_errors,
             "measured": [asdict(c) | {"error": c.error} for c in comparisons],
         }
         for tuned, comparisons in results

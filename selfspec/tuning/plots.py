@@ -70,7 +70,8 @@ def reliability(axes: Any, tuned: Tuned) -> None:
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     axes.plot([m for m, _, _ in calibration.reliability], [s for _, s, _ in calibration.reliability], "o-")
     axes.set(xlabel="confidence", ylabel="share that stood", xlim=(0, 1), ylim=(0, 1.02))
-    axes.set_title(f"ECE {calibration.raw_error:.3f}, calibrated {calibration.error:.3f}")
+    raw, calibrated = tuned.calibration_errors
+    axes.set_title(f"running product, held out: ECE {raw:.3f}, calibrated {calibrated:.3f}")
     axes.grid(alpha=0.3)
 
 

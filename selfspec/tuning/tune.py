@@ -11,7 +11,7 @@ from typing import Any
 from layer_skip.decoder import LayeredDecoder
 from selfspec.benchmarking.environment import conditions
 from selfspec.shapes import FASTEST, probe
-from selfspec.tuning.calibration import Calibration, calibrate
+from selfspec.tuning.calibration import Calibration, calibrate, held_out_errors
 from selfspec.tuning.cost_model import CostModel, Timing, default_cells
 from selfspec.tuning.fitting import fit_costs
 from selfspec.tuning.identity import Identity
@@ -38,6 +38,8 @@ class Tuned:
     found: Found
     calibration: Calibration
     """Of the chosen exit."""
+    calibration_errors: tuple[float, float]
+    """ECE of the running product of its confidences, on prompts that were held out: as stated, calibrated."""
     seconds: Mapping[str, float]
     """What recording, timing and searching took."""
 
@@ -78,6 +80,7 @@ def tune(
         recording, costs, batch=asked.batch, longest=longest, limits=asked.limits, column_bytes=size
     )
     calibration = calibrate(recording, found.setting.exit_layer)
+    errors = held_out_errors(recording, found.setting.exit_layer)
     seconds = {
         "recording": recorded - began,
         "timing": timed - recorded,
@@ -98,7 +101,7 @@ def tune(
         column_bytes=size,
         conditions={**_described(model, usable, asked), "seconds": seconds},
     )
-    return Tuned(profile, usable, asked, recording, tuple(timings), found, calibration, seconds)
+    return Tuned(profile, usable, asked, recording, tuple(timings), found, calibration, errors, seconds)
 
 
 def working_bytes(decoder: LayeredDecoder) -> int:
