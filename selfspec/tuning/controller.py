@@ -115,11 +115,12 @@ class Controller:
             return Plan(self._probe())
         return Plan(self.option, self._next_watched())
 
-    def tell_round(self, option: Option, accepted: int, rejected: int, seconds: float) -> None:
+    def tell_round(self, option: Option, accepted: float, rejected: float, seconds: float) -> None:
         """A round ran by `option`: draft tokens that stood and that were replaced, over all rows."""
         self._saved = min(self._saved + WATCH_BUDGET * seconds, 2 * self._read_seconds)
         if accepted + rejected:
-            self._count(option.exit_layer, accepted, accepted + rejected)
+            misses = min(rejected * self._misses_told(option), accepted + rejected)
+            self._count(option.exit_layer, accepted + rejected - misses, accepted + rejected)
         self._choose()
 
     def tell_watched(self, exit_layer: int, hits: int, trials: int, seconds: float) -> None:
@@ -172,6 +173,13 @@ class Controller:
         """Accepted tokens as replayed over those of independent chances: text comes in hard and easy runs."""
         expected = accepted_tokens(self.prior[option.exit_layer], option.draft_length)[-1]
         return (option.tokens - 1) / expected if expected else 1.0
+
+    def _misses_told(self, option: Option) -> float:
+        """Misses along the text for one rejection: drafts try more tokens where the text is easy."""
+        trials = option.tokens - 1 + option.rejected
+        if not option.rejected or not trials:
+            return 1.0
+        return (1 - self.prior[option.exit_layer]) * trials / option.rejected
 
     def _next_watched(self) -> int | None:
         """Which exit to read now: in turns, within the budget; while resting also the one that drafted."""

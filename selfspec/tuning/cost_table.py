@@ -19,6 +19,8 @@ class Option:
     seconds: float
     tokens: float
     """Per round and row, as the profile's workload was replayed."""
+    rejected: float
+    """Draft tokens replaced per round and row, likewise."""
     ruled: bool = False
     """Whether the profile's stop rule ends drafts; `seconds` are those of a mean round then."""
 
@@ -43,9 +45,9 @@ class CostTable:
         # Without drafts the exit layer makes no difference but what the fit leaves over.
         plain = sum(row[0] for row in seconds) / len(seconds)
         options = {
-            e: [Option(e, 0, plain, 1.0)]
+            e: [Option(e, 0, plain, 1.0, 0.0)]
             + [
-                Option(e, k, seconds[i][k], profile.tokens[e][k])
+                Option(e, k, seconds[i][k], *_outcome(profile.tokens[e], k))
                 for k in range(1, profile.longest + 1)
                 if profile.limits.allow(worst[i][k], rows * (k + 1) * profile.column_bytes)
             ]
@@ -54,6 +56,11 @@ class CostTable:
         ruled = _ruled(profile, rows, context, longest_context)
         options[profile.setting.exit_layer] += ruled
         return cls(options, max(costs.step_seconds, plain / costs.n_layers))
+
+
+def _outcome(tokens: Sequence[float], k: int) -> tuple[float, float]:
+    """Tokens and rejections of a round: what one draft more brings is the chance that all of them stand."""
+    return tokens[k], min(max(1 - (tokens[k] - tokens[k - 1]), 0.0), 1.0)
 
 
 def _ruled(profile: Profile, rows: int, context: float, longest_context: float) -> list[Option]:
@@ -67,4 +74,5 @@ def _ruled(profile: Profile, rows: int, context: float, longest_context: float) 
         return []
     steps = min(profile.prediction.steps, k)
     mean = float(profile.costs.round_seconds(e, steps, rows=rows, context=context, checked=True))
-    return [Option(e, k, mean, profile.prediction.acceptance_length, ruled=True)]
+    found = profile.prediction
+    return [Option(e, k, mean, found.acceptance_length, found.rejected, ruled=True)]

@@ -155,7 +155,7 @@ def follow(
     tuned = (setting.draft_length, setting.rule is not None and setting.draft_length > 0)
     first = next((o for o in options if (o.draft_length, o.ruled) == tuned), None)
     # Where the limits forbid it here, the controller chooses before the first round.
-    own = first or Option(setting.exit_layer, *tuned[:1], seconds=1.0, tokens=1.0)
+    own = first or Option(setting.exit_layer, setting.draft_length, seconds=1.0, tokens=1.0, rejected=0.0)
     controller = Controller(costs, profile.acceptance, own, may_watch=coupled)
     drafter = WatchingExit(setting.exit_layer)
     stats.strategy, stats.choice = "early_exit", f"profile {profile}; then as acceptance asks for"

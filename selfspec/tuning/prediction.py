@@ -52,6 +52,8 @@ class Prediction:
     acceptance_length: float
     acceptance_rate: tuple[float, float]
     """Least and most: equal without a stop rule."""
+    rejected: float
+    """Draft tokens replaced per round and row."""
     steps: float
     """Draft steps per round: a stop rule makes them fewer than K."""
     round_seconds: float
@@ -60,7 +62,11 @@ class Prediction:
     def __post_init__(self) -> None:
         numbers = [self.tokens_per_second, self.speedup, self.acceptance_length, self.round_seconds]
         ends = [*self.interval, *self.speedup_interval, *self.acceptance_rate]
-        if not all(value > 0 for value in numbers) or len(ends) != 6 or not min(*ends, self.steps) >= 0:
+        if (
+            not all(value > 0 for value in numbers)
+            or len(ends) != 6
+            or not min(*ends, self.steps, self.rejected) >= 0
+        ):
             raise ValueError(f"{self}: speeds, lengths and seconds are above 0, intervals two ends")
 
     @classmethod
@@ -100,6 +106,7 @@ def predict(
                 speedup_interval=_middle(ratios[s]),
                 acceptance_length=float(counts.acceptance_length[s]),
                 acceptance_rate=(accepted / max(most, 1.0), accepted / max(least, 1.0)),
+                rejected=float(counts.rejected[s].sum() / counts.row_rounds[s].sum()),
                 steps=float(counts.steps[s].sum() / counts.rounds[s].sum()),
                 round_seconds=worst_round(setting, recording, costs, batch),
             )

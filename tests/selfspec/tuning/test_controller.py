@@ -27,7 +27,7 @@ def independent(prior: dict[int, float], longest: int = LONGEST) -> CostTable:
     """A text on which every token stands by chance."""
     options = {
         e: [
-            Option(e, k, round_seconds(e, k), 1 + accepted_tokens(prior[e], k)[-1])
+            Option(e, k, round_seconds(e, k), 1 + accepted_tokens(prior[e], k)[-1], 1 - prior[e] ** k)
             for k in range(longest + 1)
         ]
         for e in EXITS
@@ -147,20 +147,23 @@ def test_in_rejection_mode_nothing_is_read_and_short_drafts_find_the_way_back() 
 
 
 def test_it_begins_with_the_tuned_setting_and_keeps_to_what_replay_found() -> None:
-    # On this text long drafts bring more than independent chances tell: right and wrong tokens come in runs.
+    # Right and wrong tokens come in runs: long drafts bring more than independent chances tell, and are
+    # rejected less often for each token that they try.
     table = independent(HARD)
-    best = Option(4, 6, round_seconds(4, 6), 4.5)
+    best = Option(4, 6, round_seconds(4, 6), 4.5, 0.6)
     table = CostTable({**table.options, 4: [*table.options[4][:6], best, *table.options[4][7:]]}, HEAD)
     deciding = Controller(table, HARD, best)
     assert deciding.plan().option == best
-    for _ in range(20):  # as many stand and fail as the profile expects
-        deciding.tell_round(best, 3, 7, 10.0)
-    assert deciding.plan().option == best
+    for _ in range(100):  # as many stand and fail as were replayed
+        deciding.tell_round(best, best.tokens - 1, best.rejected, 10.0)
+        assert deciding.plan().option == best
+    assert deciding.drift == pytest.approx(1.0)
+    assert deciding.chance(4) == pytest.approx(HARD[4])
 
 
 def test_a_stop_rule_is_an_option_like_any_other() -> None:
     table = independent(EASY)
-    ruled = Option(4, 12, 30.0, 6.0, ruled=True)
+    ruled = Option(4, 12, 30.0, 6.0, 0.5, ruled=True)
     table = CostTable({**table.options, 4: [*table.options[4], ruled]}, HEAD)
     deciding = Controller(table, EASY, ruled)
     assert deciding.plan().option.ruled
@@ -171,7 +174,7 @@ def test_a_stop_rule_is_an_option_like_any_other() -> None:
 
 def test_what_is_not_on_the_table_is_not_chosen() -> None:
     short = independent(EASY, longest=2)
-    deciding = Controller(short, EASY, Option(4, 12, round_seconds(4, 12), 8.0))
+    deciding = Controller(short, EASY, Option(4, 12, round_seconds(4, 12), 8.0, 0.5))
     world = World([EASY], 300).run(deciding)
     assert max(k for _, _, k in world.chosen) == 2
 

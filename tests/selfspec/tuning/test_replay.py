@@ -54,6 +54,8 @@ def check(model: Any, prompts: list[list[int]], settings: Sequence[Setting], **a
             assert text == recording.tokens[p, : recording.lengths[p]].tolist()
             assert int(predicted.row_rounds[s, p]) == len(rounds), setting
             assert int(predicted.accepted[s, p]) == sum(event.accepted for event in rounds), setting
+            rejected = sum(event.accepted < min(event.deepest, len(event.committed)) for event in rounds)
+            assert int(predicted.rejected[s, p]) == rejected, setting
             assert int(predicted.drafted_least[s, p]) <= drafted <= int(predicted.drafted_most[s, p]), setting
             if setting.rule is None:
                 assert int(predicted.drafted_least[s, p]) == int(predicted.drafted_most[s, p])
