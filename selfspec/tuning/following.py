@@ -121,7 +121,8 @@ class Following:
     def draft_length(self, remaining: int) -> int:
         plan = self.controller.plan()
         option, self._ran = plan.option, plan.option
-        length = option.draft_length if self.check.draft_length(remaining) else 0
+        # Asked for two tokens at least: in front of the last one there is nothing to draft, whatever pays.
+        length = option.draft_length if self.check.draft_length(max(remaining, 2)) else 0
         self.drafter.exit_layer, self.drafter.watched = option.exit_layer, plan.watched
         self.drafter.rule = self.rule if option.ruled else None
         self.stats.exit_layer, self.stats.draft_length = option.exit_layer, length

@@ -19,6 +19,7 @@ from selfspec.tuning.calibration import calibrate, paying_rule
 from selfspec.tuning.identity import fingerprint
 from selfspec.tuning.options import TuneOptions
 from selfspec.tuning.prediction import Limits, predict
+from selfspec.tuning.profile import Profile
 from selfspec.tuning.record import record
 from selfspec.tuning.replay import Setting, replay
 from selfspec.tuning.search import search
@@ -183,6 +184,15 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(llama: Any, 
     selfspec.wrap(llama)
     with pytest.raises(OSError):
         llama.speculation.tune(PROMPTS, save=tmp_path / "file" / "p.json", advance=None)
+
+
+def test_any_name_of_a_file_is_one(llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    selfspec.wrap(llama)
+    profile = llama.speculation.tune(PROMPTS, workload="code", save="kept", **QUICK)
+    assert Profile.load(tmp_path / "kept") == profile
+    llama.speculation.tune(PROMPTS, workload="code", save=None, **QUICK)
+    assert not store.profiles_folder().exists()
 
 
 def test_a_folder_in_place_of_a_file_is_refused_before_the_work(llama: Any, tmp_path: Path) -> None:
