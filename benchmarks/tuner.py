@@ -46,6 +46,8 @@ TEXTS = ("code", "prose", "repetitive")
 """Workloads that differ in their text alone."""
 OTHERS = ("single setting", "useless exits", "controller")
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12)
+CALL = 128
+"""New tokens of the calls that are measured whole."""
 FINALISTS = 12
 """Settings of the sweep that run again, on more prompts and more than once."""
 
@@ -173,7 +175,7 @@ def useless(bench: Bench) -> dict[str, Any]:
         "early exit": {"draft": "early_exit", "profile": []},
         "auto": {"profile": []},
     }
-    found = over_ar(twin, ways, others, bench.options.repeats, **GREEDY, max_new_tokens=128)
+    found = over_ar(twin, ways, others, bench.options.repeats, **GREEDY, max_new_tokens=CALL)
     return {
         "chosen": str(profile),
         "over_ar": {name: spread(own).as_dict() for name, own in found.items()},
@@ -185,7 +187,7 @@ def controller(bench: Bench) -> dict[str, Any]:
     return {
         "workloads": {
             name: deciding(
-                bench.model, bench.profile(name), bench.prompts(name)[1], **GREEDY, max_new_tokens=128
+                bench.model, bench.profile(name), bench.prompts(name)[1], **GREEDY, max_new_tokens=CALL
             )
             for name in TEXTS
         }

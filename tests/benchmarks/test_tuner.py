@@ -20,6 +20,8 @@ QUICK = ["--sweep-prompts", "1", "--run-prompts", "2", "--new-tokens", "8", "--r
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """`small(*options)` runs the benchmark and returns what it saved."""
     quickly = tuner.tune
+    monkeypatch.setattr(tuner, "LENGTHS", (1, 3))
+    monkeypatch.setattr(tuner, "CALL", 16)
     monkeypatch.setattr(tuner, "load", lambda *_: SimpleNamespace(model=tiny_model("llama")))
     monkeypatch.setattr(tuner.Bench, "prompts", lambda *_: (PROMPTS[:3], PROMPTS[3:]))
     monkeypatch.setattr(

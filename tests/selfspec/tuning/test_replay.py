@@ -104,8 +104,7 @@ def test_a_text_that_ends_by_itself_is_replayed_to_its_end(llama: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("arguments", [{}, SAMPLED], ids=["greedy", "coupled"])
-@pytest.mark.parametrize("batch", [2, 4])
+@pytest.mark.parametrize(("batch", "arguments"), [(4, {}), (2, SAMPLED)], ids=["greedy", "coupled"])
 def test_rows_of_a_batch_share_the_length_of_a_round(
     llama: Any, batch: int, arguments: dict[str, Any]
 ) -> None:
