@@ -1,245 +1,234 @@
 """How good the tuner is: its predictions and choices against exhaustive real runs, and its own time.
 
     python benchmarks/tuner.py
+    python benchmarks/tuner.py --only prose
 
-For each workload (code, prose, repetitive text): tune on some prompts; run every (E, K) of a grid for real on
-others, interleaved; then say how far predictions are off, how far the chosen setting is from the best, what
-tuning took beside the sweep, and whether settings per workload beat the best single one. Last, a model with
-useless exits against AR, and the controller's own time. Writes tuner.json and tuner.md beside the other
-results. Run it on a machine that does nothing else; it takes about 45 minutes there.
+Parts, each saved as soon as it is there: one per workload (code, prose and repetitive text, all greedy, and
+code sampled), where every exit and draft length runs for real; then settings per workload against the best
+single one; a model with useless exits; and the controller's own time. --only runs the parts whose names hold
+a text and keeps the others; --resume goes on after the last. Writes tuner.json and tuner.md beside the other
+results. Run it on a machine that does nothing else; it takes about 25 minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from tuner_page import outcome, page, reached, row
+from tuner_races import deciding, over_ar, random_twin, single_setting
 
-import selfspec
 from selfspec.benchmarking.environment import conditions
 from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
+from selfspec.benchmarking.statistics import spread
 from selfspec.cli.loading import Loaded, load
 from selfspec.files import write_whole
-from selfspec.stats import Stats
-from selfspec.tuning.controller import Controller, RoundCosts
+from selfspec.tuning.profile import Profile
 from selfspec.tuning.record import record
 from selfspec.tuning.replay import Setting
+from selfspec.tuning.search import search
 from selfspec.tuning.tune import Tuned, tune
-from selfspec.tuning.validate import Comparison, compare, round_speed, run_setting
+from selfspec.tuning.validate import compare
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 GREEDY: dict[str, Any] = {"do_sample": False}
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_k": 0, "top_p": 1.0}
+WORKLOADS = {"code": GREEDY, "prose": GREEDY, "repetitive": GREEDY, "code, temperature 0.8": SAMPLED}
+TEXTS = ("code", "prose", "repetitive")
+"""Workloads that differ in their text alone."""
+OTHERS = ("single setting", "useless exits", "controller")
+LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12)
+CALL = 128
+"""New tokens of the calls that are measured whole."""
+FINALISTS = 12
+"""Settings of the sweep that run again, on more prompts and more than once."""
 
 
-def workloads(loaded: Loaded, count: int) -> dict[str, tuple[list[list[int]], dict[str, Any]]]:
-    """Prompts [2 * count] and sampling arguments of each workload: one half tunes, the other is run."""
-    code = tokenized(loaded.tokenizer, read_prompts(bundled_prompts()), 128, 2 * count)
-    prose = tokenized(loaded.tokenizer, read_prompts(HERE / "prompts" / "mt_bench.jsonl"), None, None)
-    # A passage said over and over, which a model goes on with.
-    repetitive = [(prompt[:16] * 6)[:96] for prompt in code]
-    return {
-        "code": (code, GREEDY),
-        "code, temperature 0.8": (code, SAMPLED),
-        "prose": ([prompt[:128] for prompt in prose[: 2 * count]], SAMPLED),
-        "repetitive": (repetitive, GREEDY),
-    }
+class Bench:
+    """The model, its prompts, and the results so far."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.loaded: Loaded = load(None, "bfloat16", "cpu", options.threads)
+        self.model: Any = self.loaded.model
+        self.model.generation_config.eos_token_id = None
+        self.stored: Path = options.output / "tuner.json"
+        kept = (options.only or options.resume) and self.stored.exists()
+        self.results: dict[str, Any] = json.loads(self.stored.read_text()) if kept else {}
+
+    def prompts(self, workload: str) -> tuple[list[list[int]], list[list[int]]]:
+        """Prompts to tune on, and others to run."""
+        count = self.options.prompts + self.options.run_prompts
+        if workload.startswith("prose"):
+            files = [HERE / "prompts" / f"{name}.jsonl" for name in ("mt_bench", "math_reasoning")]
+            texts = [text for both in zip(*map(read_prompts, files), strict=True) for text in both]
+            found = [ids[:128] for ids in tokenized(self.loaded.tokenizer, texts, None, count)]
+        else:
+            texts = read_prompts(bundled_prompts())
+            found = tokenized(self.loaded.tokenizer, texts, 128, count)
+        if workload == "repetitive":  # a passage said over and over, which a model goes on with
+            found = [(prompt[:16] * 6)[:96] for prompt in found]
+        return found[: self.options.prompts], found[self.options.prompts :]
+
+    def tune(self, workload: str) -> Tuned:
+        """Tune as a user would."""
+        return tune(
+            self.model, self.prompts(workload)[0], workload=workload, generate_arguments=WORKLOADS[workload]
+        )
+
+    def profile(self, workload: str) -> Profile:
+        """The profile of a workload: of an earlier part, or tuned now."""
+        if workload in self.results:
+            return Profile.from_dict(self.results[workload]["profile"])
+        return self.tune(workload).profile
+
+    def save(self, part: str, found: dict[str, Any]) -> None:
+        """Keep a part, and the page of all parts so far."""
+        self.results[part] = {
+            "conditions": conditions(self.model) | {"new_tokens": self.options.new_tokens},
+            **found,
+        }
+        write_whole(self.stored, json.dumps(self.results, indent=1) + "\n")
+        write_whole(self.stored.with_suffix(".md"), page(self.results, WORKLOADS, TEXTS))
 
 
 def grid(n_layers: int) -> list[Setting]:
-    """What is run for real: AR, and every fourth of the exits with a few lengths."""
-    exits = sorted({1, 2, 3, 4, 6, 8, n_layers - 1} & set(range(1, n_layers)))
-    return [Setting(1, 0), *(Setting(e, k) for e in exits for k in (1, 2, 3, 4, 6, 8, 12))]
+    """What is run for real: AR, and every exit with draft lengths up to the longest that is searched."""
+    return [Setting(1, 0), *(Setting(e, k) for e in range(1, n_layers) for k in LENGTHS)]
 
 
-def judge(
-    loaded: Loaded, name: str, prompts: list[list[int]], arguments: dict[str, Any], options: Any
-) -> tuple[Tuned, list[Comparison], dict[str, Any]]:
-    """Tune on one half, run everything on the other, and compare."""
-    half = len(prompts) // 2
+def judge(bench: Bench, workload: str) -> dict[str, Any]:
+    """Tune; run every setting on a few other prompts, and the fastest again on more; compare."""
     began = time.perf_counter()
-    tuned = tune(
-        loaded.model,
-        prompts[:half],
-        workload=name,
-        max_new_tokens=options.new_tokens,
-        generate_arguments=arguments,
-    )
+    tuned = bench.tune(workload)
     tuning_seconds = time.perf_counter() - began
-    settings = list(dict.fromkeys([tuned.profile.setting, *grid(tuned.profile.costs.n_layers)]))
-    first = 0 if options.same_prompts else half
-    others = prompts[first : first + options.run_prompts]
-    held_out = record(loaded.model, others, max_new_tokens=options.new_tokens, generate_arguments=arguments)
+    prompts, costs = bench.prompts(workload)[1], tuned.profile.costs
+    common: dict[str, Any] = {"generate_arguments": WORKLOADS[workload]}
+    recording = record(bench.model, prompts, max_new_tokens=bench.options.new_tokens, **common)
+    # What the tuner chooses for these very prompts: the sweep's best is the best for them.
+    own = search(recording, costs).setting
+    few = bench.options.sweep_prompts
     began = time.perf_counter()
-    comparisons = compare(
-        loaded.model,
-        others,
-        held_out,
-        tuned.profile.costs,
-        settings,
-        repeats=options.repeats,
-        generate_arguments=arguments,
+    swept = compare(
+        bench.model,
+        prompts[:few],
+        recording.of_prompts(range(few)),
+        costs,
+        grid(costs.n_layers),
+        repeats=1,
+        **common,
     )
-    # The sweep that tuning replaces runs each setting once on each of the tuning prompts.
-    sweep_seconds = (time.perf_counter() - began) / options.repeats * half / len(others)
-    best = max(comparisons, key=lambda c: c.measured)
-    summary = {
+    sweep_seconds = (
+        (time.perf_counter() - began) * tuned.recording.n_tokens / (few * bench.options.new_tokens)
+    )
+    fastest = sorted(swept, key=lambda c: -c.measured)[:FINALISTS]
+    finalists = list(
+        dict.fromkeys([own, tuned.profile.setting, Setting(1, 0), *(c.setting for c in fastest)])
+    )
+    finals = compare(
+        bench.model, prompts, recording, costs, finalists, repeats=bench.options.repeats, **common
+    )
+    return {
+        "profile": tuned.profile.as_dict(),
         "chosen": str(tuned.profile),
-        "median_error": statistics.median(abs(c.error) for c in comparisons),
-        "worst_error": max(abs(c.error) for c in comparisons),
-        "machine_spread": statistics.median(c.spread for c in comparisons),
-        "chosen_over_best": comparisons[0].measured / best.measured,
-        "best": [best.setting.exit_layer, best.setting.draft_length],
-        "speedup_measured": comparisons[0].measured / _plain(comparisons),
-        "counts_equal": all(c.counts_equal for c in comparisons if c.setting.rule is None),
+        **outcome(tuned.profile.setting, own, swept, finals),
         "tuning_seconds": tuning_seconds,
         "tuning_parts": dict(tuned.seconds),
         "sweep_seconds": sweep_seconds,
         "sweep_over_tuning": sweep_seconds / tuning_seconds,
+        "sweep": [row(c) for c in swept],
+        "finals": [row(c) for c in finals],
     }
-    return tuned, comparisons, summary
 
 
-def _plain(comparisons: list[Comparison]) -> float:
-    return next(c.measured for c in comparisons if not c.setting.draft_length)
+def single(bench: Bench) -> dict[str, Any]:
+    """Settings per workload against one for all; needs what the sweeps of the workloads found."""
+    missing = [name for name in TEXTS if name not in bench.results]
+    if missing:
+        raise SystemExit(f"{OTHERS[0]}: run the workloads {', '.join(missing)} first")
+    return single_setting(
+        bench.model,
+        {name: {(e, k): speed for e, k, _, _, speed, _ in bench.results[name]["sweep"]} for name in TEXTS},
+        {name: bench.profile(name) for name in TEXTS},
+        {name: bench.prompts(name)[1] for name in TEXTS},
+        bench.options.repeats,
+        **GREEDY,
+        max_new_tokens=bench.options.new_tokens,
+    )
 
 
-def single_setting(judged: dict[str, list[Comparison]]) -> dict[str, Any]:
-    """The best fixed setting for all workloads together, and each workload's own choice beside it."""
-    speed = {
-        name: {(c.setting.exit_layer, c.setting.draft_length): c.measured for c in comparisons}
-        for name, comparisons in judged.items()
+def useless(bench: Bench) -> dict[str, Any]:
+    """A model with useless exits against AR, with everything on."""
+    twin = random_twin(bench.model)
+    tuning, others = bench.prompts("code")
+    profile = tune(twin, tuning[:8], workload="useless").profile
+    ways: dict[str, dict[str, Any]] = {
+        "profile": {"profile": profile},
+        "early exit": {"draft": "early_exit", "profile": []},
+        "auto": {"profile": []},
     }
-    common = set.intersection(*(set(own) for own in speed.values()))
-    # Harmonic mean of speeds over AR: as much text of each workload.
-    best = max(common, key=lambda key: 1 / sum(_plain(judged[n]) / own[key] for n, own in speed.items()))
-    gains = {name: comparisons[0].measured / speed[name][best] for name, comparisons in judged.items()}
-    return {"single": list(best), "tuned_over_single": gains}
+    found = over_ar(twin, ways, others, bench.options.repeats, **GREEDY, max_new_tokens=CALL)
+    return {
+        "chosen": str(profile),
+        "over_ar": {name: spread(own).as_dict() for name, own in found.items()},
+    }
 
 
-def useless_exits(loaded: Loaded, prompts: list[list[int]], new_tokens: int, repeats: int) -> float:
-    """Speed over AR, everything on, of the bundled shape with random weights: median of paired runs."""
-    config = copy.deepcopy(loaded.model.config)
-    config.tie_word_embeddings = False
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        model: Any = type(loaded.model)(config)
-        # As it is initialised, a model repeats one token and all its exits agree on it: draw larger weights.
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.weight.normal_(std=2 * module.in_features**-0.5)
-            elif isinstance(module, torch.nn.Embedding):
-                module.weight.normal_()
-        model = model.to(loaded.model.dtype).eval()
-    tuned = tune(model, prompts, workload="useless", max_new_tokens=new_tokens)
-    selfspec.wrap(model, profile=tuned.profile)
-    ratios = []
-    for _ in range(repeats):
-        for prompt in prompts:
-            plain = run_setting(model, [prompt], Setting(1, 0), max_new_tokens=new_tokens, eos_token_id=None)
-            ids = torch.tensor([prompt])
-            model.generate(ids, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0)
-            stats: Stats = model.speculation.stats
-            ratios.append(round_speed(stats) / round_speed(plain))
-    return statistics.median(ratios)
+def controller(bench: Bench) -> dict[str, Any]:
+    """The controller's own time."""
+    return {
+        "workloads": {
+            name: deciding(
+                bench.model, bench.profile(name), bench.prompts(name)[1], **GREEDY, max_new_tokens=CALL
+            )
+            for name in TEXTS
+        }
+    }
 
 
-def controller_share(tuned: Tuned) -> float:
-    """The controller's decisions, as a share of the chosen setting's round."""
-    profile = tuned.profile
-    costs = RoundCosts.of(profile.costs, sorted(profile.acceptance), 12, 1, profile.context, False)
-    deciding = Controller(costs, profile.acceptance, 12, profile.setting.exit_layer)
-    began = time.perf_counter()
-    for i in range(1000):
-        plan = deciding.plan()
-        deciding.tell_drafted(plan.draft_length, min(i % 5, plan.draft_length))
-    seconds = (time.perf_counter() - began) / 1000
-    setting = profile.setting
-    round_seconds = profile.costs.round_seconds(
-        setting.exit_layer, setting.draft_length, context=profile.context
-    )
-    return seconds / float(round_seconds)
-
-
-def page(results: dict[str, Any]) -> str:
-    """The page of results."""
-    rows = [
-        ("median error of predicted tokens/s (target 5%)", "median_error", ".1%"),
-        ("worst error", "worst_error", ".1%"),
-        ("the machine's own spread between repeats", "machine_spread", ".1%"),
-        ("chosen setting over the best of the sweep (target 0.97)", "chosen_over_best", ".3f"),
-        ("measured speed over AR", "speedup_measured", ".2f"),
-        ("tuning, seconds (target 30)", "tuning_seconds", ".1f"),
-        ("sweep / tuning (target 20)", "sweep_over_tuning", ".1f"),
-    ]
-    names = list(results["workloads"])
-    lines = ["# The tuner, against real runs", "", "Conditions: " + json.dumps(results["conditions"]), ""]
-    lines += ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    for title, key, form in rows:
-        cells = [format(results["workloads"][name][key], form) for name in names]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    gains = results["single"]["tuned_over_single"]
-    lines.append(
-        f"| tuned over the best single setting {results['single']['single']} | "
-        + " | ".join(f"{gains[name]:.3f}" for name in names)
-        + " |"
-    )
-    lines += ["", *(f"- {results['workloads'][name]['chosen']}" for name in names), ""]
-    equal = all(results["workloads"][name]["counts_equal"] for name in names)
-    lines += [
-        f"- rounds and accepted counts equal to the replay's in every run: {equal}",
-        f"- a model with useless exits, everything on, over AR (target 0.97): {results['useless']:.3f}",
-        f"- the controller's decisions, share of a round (target 1%): {results['controller_share']:.2%}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def main() -> int:
-    """Measure, save, print; 1 when a replay was not exact."""
+def arguments() -> argparse.Namespace:
+    """The command line; the defaults are what the page shows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--only", default="", help="only parts whose name has this; the others are kept")
+    parser.add_argument("--resume", action="store_true", help="keep the parts that are there already")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=32, help="to tune on")
-    parser.add_argument("--run-prompts", type=int, default=8, help="other ones, for the sweep")
-    parser.add_argument("--same-prompts", action="store_true", help="sweep over prompts that were tuned on")
-    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--sweep-prompts", type=int, default=2, help="others, for the sweep of all settings")
+    parser.add_argument("--run-prompts", type=int, default=8, help="others, for its finalists")
+    parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    loaded = load(None, "bfloat16", "cpu", options.threads)
-    loaded.model.generation_config.eos_token_id = None
-    results: dict[str, Any] = {"conditions": conditions(loaded.model) | vars(options), "workloads": {}}
-    results["conditions"]["output"] = str(options.output.name)
-    judged, tuned = {}, None
-    for name, (prompts, arguments) in workloads(loaded, options.prompts).items():
-        tuned, judged[name], results["workloads"][name] = judge(loaded, name, prompts, arguments, options)
-        print(name, json.dumps(results["workloads"][name], indent=1), flush=True)
-    if tuned is None:
-        return 1
-    results["single"] = single_setting(judged)
-    few = workloads(loaded, 4)["code"][0]
-    results["useless"] = useless_exits(loaded, few, options.new_tokens, options.repeats)
-    results["controller_share"] = controller_share(tuned)
-    results["runs"] = {
-        name: [
-            [c.setting.exit_layer, c.setting.draft_length, c.predicted, c.measured, c.spread] for c in found
-        ]
-        for name, found in judged.items()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure, save, print; 1 when a target is missed or a replay was not exact."""
+    options = arguments()
+    bench = Bench(options)
+    parts: dict[str, Callable[[Bench], dict[str, Any]]] = {
+        **{name: partial(judge, workload=name) for name in WORKLOADS},
+        **dict(zip(OTHERS, (single, useless, controller), strict=True)),
     }
-    write_whole(options.output / "tuner.json", json.dumps(results, indent=1) + "\n")
-    write_whole(options.output / "tuner.md", page(results))
-    print(page(results))
-    return int(not all(found["counts_equal"] for found in results["workloads"].values()))
+    for name, part in parts.items():
+        if options.only not in name or (options.resume and name in bench.results):
+            continue
+        began = time.perf_counter()
+        bench.save(name, part(bench))
+        print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
+    print(page(bench.results, WORKLOADS, TEXTS))
+    return int(not reached(bench.results, WORKLOADS))
 
 
 if __name__ == "__main__":
+    torch.set_grad_enabled(False)
     sys.exit(main())

@@ -80,6 +80,7 @@ class SpeculationConfig:
         check_choice("acceptance", self.acceptance, ("coupled", "rejection"))
         for name in ("deterministic", "strict"):
             check_choice(name, getattr(self, name), (True, False))
+        self._check_profile()
         parse_bytes(self.draft_memory)
         object.__setattr__(self, "corpus", checked_corpus(self.corpus))
         threshold = self.confidence_threshold
@@ -92,6 +93,16 @@ class SpeculationConfig:
                 "to stop, for draft='early_exit'; leave the one or the other out"
             )
         self._check_use()
+
+    def _check_profile(self) -> None:
+        given = self.profile if isinstance(self.profile, (list, tuple)) else [self.profile]
+        for profile in given:
+            # A profile is known by what it has: its class needs this module.
+            known = isinstance(profile, (str, Path)) or hasattr(profile, "workload")
+            if not known and self.profile is not None:
+                raise ConfigError(
+                    f"profile={self.profile!r}: allowed are a profile, a file of one, or a list of them"
+                )
 
     def _check_tree(self) -> None:
         if isinstance(self.tree, tuple):

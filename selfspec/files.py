@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -20,6 +21,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def prepare_file(path: Path) -> None:
+    """See to it that a result can be written to this file: before the work, not after it.
+
+    Raises:
+        OSError: it is a folder, or its folder cannot be made or written to.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder; name a file in it", str(path))
+    prepare_folder(path.parent)
 
 
 def prepare_folder(folder: Path) -> None:

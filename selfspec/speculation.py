@@ -18,8 +18,9 @@ from selfspec.strategy import Strategy
 from selfspec.tuning.costs import PassCosts, time_passes
 from selfspec.tuning.following import follow
 from selfspec.tuning.knowledge import Knowledge
-from selfspec.tuning.profile import Profile, profile_of_call
+from selfspec.tuning.profile import Profile
 from selfspec.tuning.reading import Reading
+from selfspec.tuning.store import profile_of_call
 from selfspec.values import parse_bytes
 from selfspec.views import make_view
 
@@ -81,9 +82,9 @@ class Speculation:
         Args:
             prompts: token ids, a list per prompt; or texts, with `tokenizer=`.
             workload: a name to call it by in `generate(..., workload=)`.
-            options: those of `selfspec.tuning.tune.tune` (max_new_tokens, batch, limits, generate_arguments
-                and more), and `save`: a file for the profile, or None to keep it in memory only; by default
-                it goes where `wrap` finds it by itself.
+            options: the fields of `selfspec.tuning.options.TuneOptions` (max_new_tokens, batch, limits,
+                generate_arguments and more), and `save`: a file for the profile, or None to keep it in
+                memory only; by default it goes where `wrap` finds it by itself.
 
         Raises:
             ValueError: no prompts, or none that fits the model.
@@ -105,15 +106,18 @@ class Speculation:
         self, model: Any, decoder: LayeredDecoder, rows: Rows, sampled: bool, workload: str | None = None
     ) -> tuple[Drafter, Pacer, Stats, Reading | None]:
         """Drafter and pacer of a call, its statistics, and what reads the exits along its prompt."""
-        profile = profile_of_call(self.profiles, self.config, sampled, workload)
+        profile, followed = profile_of_call(self.profiles, self.config, model, sampled, workload)
         with self._lock:
-            if profile is None and self._knowledge is None:  # a copy, or a model that was not wrapped
+            if self._knowledge is None:  # a copy, or a model that was not wrapped
                 self.prepare(model, decoder)
         shapes = self.shapes(decoder)
-        stats = Stats(shapes=describe(shapes, self.config.deterministic), view=self.view_note)
+        stats = Stats(
+            shapes=describe(shapes, self.config.deterministic), view=self.view_note, profile=followed
+        )
         if profile is not None:
             coupled = not sampled or self.config.acceptance == "coupled"
-            return *follow(profile, rows, coupled, stats), stats, None
+            plain = self.knowledge.plain_rate(len(rows.active))
+            return *follow(profile, rows, coupled, stats, plain), stats, None
         strategy = Strategy(self.config, self.knowledge, self.view, self._corpus)
         drafter, pacer, reading = strategy.of_call(decoder, rows, shapes, stats, sampled)
         return drafter, pacer, stats, reading

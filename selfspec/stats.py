@@ -39,6 +39,8 @@ class Stats:
     """Whether rounding can change the text on this machine (see SpeculationConfig.deterministic)."""
     choice: str = ""
     """Why this strategy, exit layer and draft length."""
+    profile: str = ""
+    """Which profile the call followed, or why none of those that were loaded."""
     considered: str = ""
     """What else "auto" looked at, with the speeds that it predicted over AR."""
     view: str = ""

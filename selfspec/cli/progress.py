@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(enabled: bool) -> Iterator[Callable[[str, int], None]]:
-    """Yields a function to call before each step with its name and the number of steps.
+    """Yields a function to call before each step with its stage's name and number of steps (0: not known).
 
     The bar is redrawn in that call only: one that redraws itself from a thread of its own would run, and take
     time, inside the measured calls. Without a terminal nothing is drawn.
@@ -28,12 +28,15 @@ def progress_bar(enabled: bool) -> Iterator[Callable[[str, int], None]]:
     )
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
         task = bar.add_task("", total=None)
-        begun = -1
+        steps, begun = -1, 0
 
         def advance(name: str, total: int) -> None:
-            nonlocal begun
-            begun += 1
-            bar.update(task, description=name, total=total, completed=begun)
+            nonlocal steps, begun
+            # Another number of steps, or more than there are, is another stage.
+            going_on = total == steps and (not total or begun + 1 < total)
+            steps, begun = total, begun + 1 if going_on else 0
+            # A stage that does not know its length shows what it has done, without an end.
+            bar.update(task, description=name, total=total or None, completed=begun)
             bar.refresh()
 
         yield advance

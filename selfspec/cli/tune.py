@@ -12,14 +12,12 @@ import typer
 from selfspec.cli import options
 from selfspec.cli.errors import UserError
 from selfspec.cli.progress import progress_bar
+from selfspec.cli.tune_results import as_dict, table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from selfspec.cli.tune_results import Results
     from selfspec.tuning.tune import Tuned
     from selfspec.tuning.validate import Comparison
-
-    Results = list[tuple[Tuned, list[Comparison]]]
 
 
 def command(
@@ -51,6 +49,10 @@ def command(
     max_latency_ms: Annotated[
         float | None, typer.Option(help="Longest wait for one token, in milliseconds.")
     ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="Most working memory of a round beyond weights and K/V, such as 64MiB."),
+    ] = None,
     output: options.Output = options.RESULTS,
     as_json: options.Json = False,
     temperature: options.Temperature = None,
@@ -66,36 +68,31 @@ def command(
     from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
     from selfspec.cli.loading import load
     from selfspec.files import prepare_folder
-    from selfspec.tuning.search import Limits
+    from selfspec.tuning.options import TuneOptions
+    from selfspec.tuning.prediction import Limits
     from selfspec.tuning.tune import tune
 
     files = prompts or [bundled_prompts()]
     names = _names(files, workload, prompts is None)
     latency = None if max_latency_ms is None else max_latency_ms / 1e3
-    limits = Limits(seconds_per_token=latency)
+    asked = TuneOptions(
+        max_new_tokens=max_new_tokens,
+        batch=batch,
+        limits=Limits(seconds_per_token=latency, bytes=_bytes(max_memory)),
+        seed=seed,
+        generate_arguments=_sampling(temperature),
+    )
     texts = [read_prompts(file) for file in files]
-    targets = _targets(out, names)
-    for folder in {output, *(target.parent for target in targets if target)}:
-        prepare_folder(folder)
+    prepare_folder(output)
     loaded = load(model, dtype, device, threads)
-    sampling = _sampling(temperature)
+    targets = _targets(out, names, loaded.model)
     results: Results = []
     with progress_bar(not as_json) as advance:
-        for name, group in zip(names, texts, strict=True):
+        for name, group, target in zip(names, texts, targets, strict=True):
             ids = tokenized(loaded.tokenizer, group, prompt_tokens, limit)
-            tuned = tune(
-                loaded.model,
-                ids,
-                workload=name,
-                max_new_tokens=max_new_tokens,
-                batch=batch,
-                limits=limits,
-                seed=seed,
-                generate_arguments=sampling,
-                advance=advance,
-            )
-            results.append((tuned, _checked(loaded.model, ids, tuned, check, sampling, advance)))
-    _save(results, targets, output)
+            tuned = tune(loaded.model, ids, workload=name, advance=advance, **vars(asked))
+            results.append((tuned, _checked(loaded.model, tuned, check, advance)))
+            _save(results, target, output)
     _present(results, output, as_json)
 
 
@@ -108,10 +105,22 @@ def _names(files: Sequence[Path], workloads: Sequence[str] | None, bundled: bool
     return names
 
 
-def _targets(out: Path | None, names: Sequence[str]) -> list[Path | None]:
+def _targets(out: Path | None, names: Sequence[str], model: Any) -> list[Path]:
+    """A file for each workload, tried out."""
+    from selfspec.files import prepare_file
+    from selfspec.tuning.identity import Identity
+    from selfspec.tuning.store import default_path, file_name
+
     if out is None:
-        return [None] * len(names)
-    return [out] if len(names) == 1 else [out / f"{name}.json" for name in names]
+        identity = Identity.of(model)
+        targets = [default_path(identity, name) for name in names]
+    elif len(names) == 1:
+        targets = [out]
+    else:
+        targets = [out / file_name(name) for name in names]
+    for target in targets:
+        prepare_file(target)
+    return targets
 
 
 def _sampling(temperature: float | None) -> dict[str, Any]:
@@ -122,99 +131,66 @@ def _sampling(temperature: float | None) -> dict[str, Any]:
     return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
 
 
-def _checked(
-    model: Any, ids: Sequence[Sequence[int]], tuned: Tuned, count: int, sampling: dict[str, Any], advance: Any
-) -> list[Comparison]:
+def _bytes(max_memory: str | None) -> int | None:
+    from selfspec.config import ConfigError, parse_bytes
+
+    try:
+        return parse_bytes(max_memory)
+    except ConfigError as error:
+        raise UserError(str(error).replace("draft_memory", "--max-memory")) from error
+
+
+def _checked(model: Any, tuned: Tuned, count: int, advance: Any) -> list[Comparison]:
     """The chosen setting, AR and a few others, predicted and measured on the first prompts."""
     from selfspec.tuning.replay import Setting
     from selfspec.tuning.validate import compare
 
-    count = min(count, len(tuned.recording.lengths))
-    if not count or len(ids) != len(tuned.recording.lengths):
+    # Whole batches: what was predicted of prompts generated together is measured so.
+    batch = tuned.options.batch
+    count = min(-(-count // batch) * batch, len(tuned.prompts))
+    if not count:
         return []
-    chosen = tuned.profile.setting
     ranked = sorted(tuned.found.surface, key=lambda cell: -cell[2])
     others = [Setting(e, k) for e, k, _ in ranked[:: max(len(ranked) // 4, 1)][:4]]
-    settings = list(dict.fromkeys([chosen, Setting(chosen.exit_layer, 0), *others]))
-    part = tuned.recording.of_prompts(range(count))
+    chosen = tuned.profile.setting
     return compare(
         model,
-        ids[:count],
-        part,
+        tuned.prompts[:count],
+        tuned.recording.of_prompts(range(count)),
         tuned.profile.costs,
-        settings,
+        list(dict.fromkeys([chosen, Setting(chosen.exit_layer, 0), *others])),
+        batch=batch,
         repeats=1,
-        generate_arguments=sampling,
+        deterministic=tuned.options.deterministic,
+        generate_arguments=tuned.options.generate_arguments,
         advance=advance,
     )
 
 
-def _save(results: Results, targets: Sequence[Path | None], output: Path) -> None:
+def _save(results: Results, target: Path, output: Path) -> None:
+    """Keep the last result, and the numbers of all so far: what comes next may be interrupted."""
     from selfspec.files import write_whole
     from selfspec.tuning.plots import plot
-    from selfspec.tuning.store import default_path
+    from selfspec.tuning.store import file_name
 
-    for (tuned, comparisons), target in zip(results, targets, strict=True):
-        tuned.profile.save(target or default_path(tuned.profile))
-        write_whole(output / f"tune-{tuned.profile.workload}.png", plot(tuned, comparisons))
-    write_whole(output / "tune.json", json.dumps(_as_dict(results), indent=1) + "\n")
-
-
-def _as_dict(results: Results) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {
-        tuned.profile.workload: {
-            "profile": tuned.profile.as_dict(),
-            "seconds": dict(tuned.seconds),
-            "surface": tuned.found.surface,
-            "agreement": dict(zip(tuned.recording.exits, tuned.recording.agreement, strict=True)),
-            "acceptance_by_position": tuned.by_position,
-            "calibration": [asdict(calibration) for calibration in tuned.calibrations],
-            "measured": [asdict(c) | {"error": c.error} for c in comparisons],
-        }
-        for tuned, comparisons in results
-    }
+    tuned, comparisons = results[-1]
+    tuned.profile.save(target)
+    picture = Path(file_name(tuned.profile.workload)).with_suffix(".png")
+    write_whole(output / f"tune-{picture}", plot(tuned, comparisons))
+    write_whole(output / "tune.json", json.dumps(as_dict(results), indent=1) + "\n")
 
 
 def _present(results: Results, output: Path, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(_as_dict(results), indent=2))
+        print(json.dumps(as_dict(results), indent=2))
         return
     from selfspec.cli.console import terminal
 
     console = terminal()
-    console.print(_table(results))
+    console.print(table(results))
     for tuned, comparisons in results:
         if not all(c.counts_equal for c in comparisons):
             console.print(
                 f"{tuned.profile.workload}: a real run's rounds differ from the replay", style="red"
             )
     console.print(f"saved {output}/tune.json and a plot per workload", style="dim", highlight=False)
-
-
-def _table(results: Results) -> Table:
-    from rich.table import Table
-
-    from selfspec.tuning.plots import described
-
-    table = Table(title="chosen settings", title_justify="left", caption_justify="left")
-    table.caption = (
-        "tokens/s without prefill; interval: bootstrap over prompts; measured: beside its prediction"
-    )
-    for title in ("workload", "setting", "tokens/s", "over AR", "acceptance length", "measured", "seconds"):
-        table.add_column(title, justify="left" if title in ("workload", "setting") else "right")
-    for tuned, comparisons in results:
-        prediction = tuned.profile.prediction
-        low, high = prediction["speedup_interval"]
-        first = comparisons[0] if comparisons else None
-        table.add_row(
-            tuned.profile.workload,
-            described(tuned.profile.setting),
-            f"{prediction['tokens_per_second']:.1f}",
-            f"{prediction['speedup']:.2f} ({low:.2f}-{high:.2f})",
-            f"{prediction['acceptance_length']:.2f}",
-            "" if first is None else f"{first.measured:.1f} / {first.predicted:.1f}",
-            f"{sum(tuned.seconds.values()):.1f}",
-        )
-    return table

@@ -35,10 +35,6 @@ class Calibration:
     best of many may have a confidence of 0.1 and stand half of the time."""
     acceptance: tuple[float, ...]
     """By draft position: share of tokens that stand, given that those before them do."""
-    raw_error: float
-    """ECE of confidence as it is, over all positions that a draft could begin at."""
-    error: float
-    """ECE after calibration."""
     reliability: tuple[tuple[float, float, int], ...]
     """Per bin of raw confidence: its mean, the share that stood, and how many there were."""
 
@@ -79,10 +75,42 @@ def calibrate(recording: Recording, exit_layer: int, positions: int = 8) -> Cali
         tuple(temperature for temperature, _ in fits),
         tuple(shift for _, shift in fits),
         tuple(acceptance),
-        calibration_error(confidence[inside], right[inside]),
-        calibration_error(tempered(confidence[inside], *fits[0]), right[inside]),
         reliability(confidence[inside], right[inside]),
     )
+
+
+def held_out_errors(recording: Recording, exit_layer: int) -> tuple[float, float]:
+    """ECE of the running product of confidences as they are, and calibrated on other prompts.
+
+    Each half of the prompts is judged by what was fitted on the other; one prompt alone by itself.
+    """
+    prompts = range(len(recording.lengths))
+    halves = [recording.of_prompts(prompts[i::2] or prompts) for i in range(2)]
+    raw, calibrated = [], []
+    for judged, other in (halves, halves[::-1]):
+        found = calibrate(other, exit_layer)
+        fits = list(zip(found.temperatures, found.shifts, strict=True))
+        raw.append(_product_error(judged, exit_layer, [(1.0, 0.0)] * len(fits)))
+        calibrated.append(_product_error(judged, exit_layer, fits))
+    return sum(raw) / 2, sum(calibrated) / 2
+
+
+def _product_error(recording: Recording, exit_layer: int, fits: Sequence[tuple[float, float]]) -> float:
+    """ECE of the chance that drafts of 1, 2, … tokens stand whole, from every position of the texts.
+
+    Past a wrong token the confidence along the text stands for the draft's own, which is not recorded.
+    """
+    e = recording.index_of(exit_layer)
+    run = run_lengths(recording.right[e])
+    stated, stood = [], []
+    product = torch.ones(recording.confidence[e].shape, dtype=torch.float64)
+    for j, fit in enumerate(fits):
+        width = recording.max_new_tokens - j
+        product = product[:, :width] * tempered(recording.confidence[e][:, j:], *fit)
+        inside = recording.inside[:, j:]
+        stated.append(product[inside])
+        stood.append((run[:, :width] > j)[inside])
+    return calibration_error(torch.cat(stated), torch.cat(stood))
 
 
 def reliability(stated: Tensor, stood: Tensor) -> tuple[tuple[float, float, int], ...]:

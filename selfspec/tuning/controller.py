@@ -1,5 +1,6 @@
 """During generation: how well the exits draft here and now, and which exit and draft length that asks for.
 
+It begins with what replay found best for the workload and moves as far as the text at hand differs from that.
 Acceptance is estimated from rounds that are over, so nothing here looks at a token about to be drawn: in
 greedy and coupled mode the text stays the same, in rejection mode its distribution does.
 """
@@ -10,9 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
-from selfspec.tuning.round_costs import CostModel
+from selfspec.tuning.cost_table import CostTable, Option
 
 MEMORY = 32.0
 """Draft tokens that an estimate is taken over (exponentially weighted)."""
@@ -24,7 +23,7 @@ PRIOR_WEIGHT = 4.0
 """Draft tokens that the prior counts as, at any time: what an exit that was not looked at is believed by."""
 HIGHEST = 0.99
 WATCH_BUDGET = 0.01
-"""Share of a round's time that reading other exits may take, on average."""
+"""Share of the rounds' time that reading other exits, or probing, may take."""
 SWITCH_GAIN = 1.02
 """Another exit must be predicted to be this much faster."""
 _DRIFTS = (0.1, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0)
@@ -37,34 +36,9 @@ _SPREAD = 4
 class Plan:
     """Of the next round."""
 
-    exit_layer: int
-    draft_length: int
+    option: Option
     watched: int | None = None
     """Another exit to read on the tokens that this round verifies."""
-
-
-@dataclass(frozen=True)
-class RoundCosts:
-    """Seconds of a round at one batch size and context."""
-
-    seconds: Mapping[int, Sequence[float]]
-    """Exit layer -> seconds by draft length, from 0."""
-    head: float
-    """Seconds of reading one exit."""
-
-    @classmethod
-    def of(
-        cls, costs: CostModel, exits: Sequence[int], longest: int, rows: int, context: float, checked: bool
-    ) -> RoundCosts:
-        """Read off a fitted model."""
-        lengths = torch.arange(longest + 1, dtype=torch.float64)
-        at = torch.tensor(exits, dtype=torch.float64)[:, None]
-        looks = (lengths > 0) & checked
-        seconds = costs.round_seconds(at, lengths, rows=rows, context=context, checked=looks)
-        table = dict(zip(exits, seconds.clamp(min=1e-9).tolist(), strict=True))
-        # Without drafts the exit layer makes no difference but what the fit leaves over.
-        plain = sum(row[0] for row in table.values()) / len(table)
-        return cls({e: [plain, *row[1:]] for e, row in table.items()}, costs.step_seconds)
 
 
 @dataclass
@@ -97,47 +71,62 @@ class Estimate:
 
 @dataclass
 class Controller:
-    """Chooses exit layer and draft length before every round.
+    """Chooses an option before every round.
 
     A text that is harder for one exit is harder for all: misses of the exits that are looked at, over the
     misses expected of them, say how far the prior of the others is off.
     """
 
-    costs: RoundCosts
+    costs: CostTable
     prior: Mapping[int, float]
-    longest: int
-    exit_layer: int
+    option: Option
+    """What the profile found best; then the one chosen last."""
     may_watch: bool = True
-    """Whether other exits may be read (not in rejection mode, where draws would be used up)."""
+    """Whether other exits may be read. Not in rejection mode, where choosing a token also notes what it was
+    drawn from; there a draft of one token probes now and then."""
     _estimates: dict[int, Estimate] = field(default_factory=dict)
+    _ways: dict[int, list[tuple[int, float, Option]]] = field(default_factory=dict)
+    """Exit layer -> draft length, gain and option, looked up once: choosing happens in every round."""
     _reserve: list[int] = field(default_factory=list)
     _misses: float = 0.0
     _expected: float = 0.0
-    _since_watched: int = 0
+    _saved: float = 0.0
+    """Seconds of the budget that are left."""
+    _read_seconds: float = 0.0
     _turn: int = 0
-    _draft_length: int = 0
 
     def __post_init__(self) -> None:
-        self._estimates = {e: Estimate(chance) for e, chance in self.prior.items() if e in self.costs.seconds}
-        best = {self._best(drift)[1] for drift in _DRIFTS}
+        self._estimates = {e: Estimate(self.prior[e]) for e in self.costs.options}
+        self._ways = {
+            e: [(option.draft_length, self._gain(option), option) for option in options]
+            for e, options in self.costs.options.items()
+        }
+        self._read_seconds = self.costs.read_seconds
         known = sorted(self._estimates)
+        best = {self._fastest(known, drift)[1].exit_layer for drift in _DRIFTS}
         spread = {known[round(i * (len(known) - 1) / (_SPREAD - 1))] for i in range(_SPREAD)}
-        self._reserve = sorted(best | spread | {self.exit_layer})
-        self._choose()
+        self._reserve = sorted(best | spread | {self.option.exit_layer})
+        if self.option not in self.costs.options[self.option.exit_layer]:  # outside the limits of this call
+            self._choose()
 
     def plan(self) -> Plan:
         """The next round."""
-        return Plan(self.exit_layer, self._draft_length, self._next_watched())
+        if not self.may_watch:
+            return Plan(self._probe())
+        return Plan(self.option, self._next_watched())
 
-    def tell_drafted(self, length: int, accepted: float) -> None:
-        """A round drafted `length` tokens per row, of which `accepted` stood (a mean over rows)."""
-        if length:
-            failed = accepted < length if accepted == int(accepted) else expected_failures(accepted, length)
-            self._count(self.exit_layer, accepted, accepted + failed)
+    def tell_round(self, option: Option, accepted: float, rejected: float, seconds: float) -> None:
+        """A round ran by `option`: draft tokens that stood and that were replaced, over all rows."""
+        self._saved = min(self._saved + WATCH_BUDGET * seconds, 2 * self._read_seconds)
+        if accepted + rejected:
+            misses = min(rejected * self._misses_told(option), accepted + rejected)
+            self._count(option.exit_layer, accepted + rejected - misses, accepted + rejected)
         self._choose()
 
-    def tell_watched(self, exit_layer: int, hits: int, trials: int) -> None:
-        """`exit_layer` was read on `trials` verified tokens and agreed on `hits`."""
+    def tell_watched(self, exit_layer: int, hits: int, trials: int, seconds: float) -> None:
+        """`exit_layer` was read on `trials` verified tokens, agreed on `hits`, and took `seconds`."""
+        self._saved -= seconds
+        self._read_seconds += (seconds - self._read_seconds) / 2
         self._count(exit_layer, hits, trials)
 
     @property
@@ -160,55 +149,65 @@ class Controller:
                 unseen.fade(trials)
 
     def _choose(self) -> None:
-        """The fastest exit and length by the present estimates; the exit changes for a clear gain only."""
-        speed, exit_layer, length = self._fastest(self._reserve)
-        if exit_layer != self.exit_layer:
-            stay, _, stay_length = self._fastest([self.exit_layer])
-            if speed < SWITCH_GAIN * stay:
-                exit_layer, length = self.exit_layer, stay_length
-        self.exit_layer, self._draft_length = exit_layer, length
-
-    def _fastest(self, exits: Sequence[int]) -> tuple[float, int, int]:
+        """The fastest option by the present estimates; the exit changes for a clear gain only."""
         drift = self.drift
-        return max(self._speed(e, self._estimates[e].chance(drift)) for e in exits)
+        speed, option = self._fastest(self._reserve, drift)
+        if option.exit_layer != self.option.exit_layer:
+            stay_speed, stay = self._fastest([self.option.exit_layer], drift)
+            if speed < SWITCH_GAIN * stay_speed:
+                option = stay
+        self.option = option
 
-    def _best(self, drift: float) -> tuple[float, int, int]:
-        return max(self._speed(e, estimate.chance(drift)) for e, estimate in self._estimates.items())
+    def _fastest(self, exits: Sequence[int], drift: float) -> tuple[float, Option]:
+        best_speed, best = 0.0, self.option
+        for e in exits:
+            ways = self._ways[e]
+            sums = accepted_tokens(self._estimates[e].chance(drift), max(ways[-1][0], ways[-2:][0][0]))
+            for k, gain, option in ways:
+                speed = min(1 + sums[k] * gain, k + 1) / option.seconds
+                if speed > best_speed:
+                    best_speed, best = speed, option
+        return best_speed, best
 
-    def _speed(self, exit_layer: int, chance: float) -> tuple[float, int, int]:
-        """(tokens per second, exit layer, draft length) of the best length at an exit."""
-        seconds = self.costs.seconds[exit_layer]
-        best, best_length = 1 / seconds[0], 0
-        tokens, power = 1.0, 1.0
-        for length in range(1, self.longest + 1):
-            power *= chance
-            tokens += power
-            if tokens / seconds[length] > best:
-                best, best_length = tokens / seconds[length], length
-        return best, exit_layer, best_length
+    def _gain(self, option: Option) -> float:
+        """Accepted tokens as replayed over those of independent chances: text comes in hard and easy runs."""
+        expected = accepted_tokens(self.prior[option.exit_layer], option.draft_length)[-1]
+        return (option.tokens - 1) / expected if expected else 1.0
+
+    def _misses_told(self, option: Option) -> float:
+        """Misses along the text for one rejection: drafts try more tokens where the text is easy."""
+        trials = option.tokens - 1 + option.rejected
+        if not option.rejected or not trials:
+            return 1.0
+        return (1 - self.prior[option.exit_layer]) * trials / option.rejected
 
     def _next_watched(self) -> int | None:
         """Which exit to read now: in turns, within the budget; while resting also the one that drafted."""
-        seconds = self.costs.seconds[self.exit_layer][self._draft_length]
-        self._since_watched += 1
-        if not self.may_watch or self._since_watched * WATCH_BUDGET * seconds < self.costs.head:
+        if self._saved < self._read_seconds:
             return None
-        others = [e for e in self._reserve if e != self.exit_layer or not self._draft_length]
+        resting = not self.option.draft_length
+        others = [e for e in self._reserve if e != self.option.exit_layer or resting]
         if not others:
             return None
-        self._since_watched = 0
         self._turn += 1
         return others[self._turn % len(others)]
 
+    def _probe(self) -> Option:
+        """The option; while it rests, now and then a draft of one token, within the budget."""
+        options = self.costs.options[self.option.exit_layer]
+        if self.option.draft_length or len(options) < 2:
+            return self.option
+        self._read_seconds = options[1].seconds - options[0].seconds
+        if self._saved < self._read_seconds:
+            return self.option
+        self._saved -= self._read_seconds
+        return options[1]
 
-def expected_failures(accepted: float, length: int) -> float:
-    """Share of rows with a rejected token when rows of a batch accept `accepted` of `length` on average.
 
-    From the chance c with c (1 - c^K) / (1 - c) = accepted, by bisection: 1 - c^K.
-    """
-    low, high = 0.0, 1.0
-    for _ in range(20):
-        c = (low + high) / 2
-        mean = sum(c**i for i in range(1, length + 1))
-        low, high = (c, high) if mean < accepted else (low, c)
-    return 1 - low**length
+def accepted_tokens(chance: float, longest: int) -> list[float]:
+    """Draft tokens that stand of 0, 1, … drafts, where each stands with the same chance [longest + 1]."""
+    sums, power = [0.0], 1.0
+    for _ in range(longest):
+        power *= chance
+        sums.append(sums[-1] + power)
+    return sums

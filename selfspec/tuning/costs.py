@@ -1,6 +1,6 @@
 """What single passes cost on this machine: a few layers and the head timed once, at wrap time.
 
-For draft="auto", which compares all kinds of drafts and cannot wait. `round_costs` is for the tuner: real
+For draft="auto", which compares all kinds of drafts and cannot wait. `cost_model` is for the tuner: real
 rounds of early exit drafts, timed whole and fitted, which takes seconds and predicts tokens per second.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,15 +11,14 @@ from torch import Tensor
 from layer_skip.span import Span
 from selfspec.call import Call
 from selfspec.drafting.early_exit import EarlyExit
+from selfspec.drafting.stopping import StopRule
+from selfspec.pacing import PayCheck, Rate
 from selfspec.round import Draft
 from selfspec.rows import Rows
 from selfspec.stats import Stats
-from selfspec.tuning.controller import Controller, RoundCosts
+from selfspec.tuning.controller import Controller
+from selfspec.tuning.cost_table import CostTable, Option
 from selfspec.tuning.profile import Profile
-from selfspec.tuning.replay import Setting
-
-LONGEST = 12
-"""Longest draft that the controller chooses, unless the profile has a longer one."""
 
 
 class WatchingExit(EarlyExit):
@@ -47,8 +47,8 @@ class WatchingExit(EarlyExit):
         self._note(call, draft, watched, draft.hidden)
         return draft
 
-    def outcome(self) -> tuple[int, int, int] | None:
-        """(exit layer, tokens it agreed on, tokens) of the round just committed, if an exit was read."""
+    def outcome(self) -> tuple[int, int, int, float] | None:
+        """(exit layer, tokens it agreed on, tokens, seconds) of the round just committed, if one was read."""
         seen, self._seen = self._seen, None
         return None if seen is None else seen.outcome()
 
@@ -69,7 +69,7 @@ class WatchingExit(EarlyExit):
 
     def _note(self, call: Call, draft: Draft, exit_layer: int, hidden: Tensor) -> None:
         """Keep what the exit would have chosen after each token of the round."""
-        count = hidden.shape[1]
+        began, count = _now(hidden), hidden.shape[1]
         padded = _widened(hidden, call.shapes.width(len(hidden), count))
         logits = call.decoder.logits(padded)[:, :count]
         scores = call.processors(logits, call.rows, draft.tokens, draft.tree.paths)
@@ -78,6 +78,7 @@ class WatchingExit(EarlyExit):
         self._seen = _Watched(
             exit_layer, torch.stack(chosen, dim=1), rows, list(rows.active), list(rows.generated)
         )
+        self._seen.seconds = _now(hidden) - began
 
 
 @dataclass
@@ -90,8 +91,9 @@ class _Watched:
     rows: Rows
     active: list[int]
     generated: list[int]
+    seconds: float = 0.0
 
-    def outcome(self) -> tuple[int, int, int]:
+    def outcome(self) -> tuple[int, int, int, float]:
         """Compare with what has been committed since."""
         hits = trials = 0
         for i, row in enumerate(self.active):
@@ -99,55 +101,87 @@ class _Watched:
             count = min(self.rows.generated[row] - self.generated[row], self.chosen.shape[1])
             hits += int((self.chosen[i, :count] == self.rows.sequences[row, first : first + count]).sum())
             trials += count
-        return self.exit_layer, hits, trials
+        return self.exit_layer, hits, trials, self.seconds
 
 
 @dataclass
 class Following:
-    """A pacer that does as its controller says."""
+    """A pacer that does as its controller says, as long as drafting pays by the clock as well."""
 
     controller: Controller
     drafter: WatchingExit
-    tuned: Setting
-    """What the profile found best; its stop rule holds at its own exit only."""
+    rule: StopRule | None
+    """The profile's, for the option that has one."""
+    check: PayCheck
+    stats: Stats
+    """Of the call: counts what was accepted, told what was chosen."""
+    _ran: Option | None = None
+    _seen: tuple[int, int] = (0, 0)
 
     def draft_length(self, remaining: int) -> int:
         plan = self.controller.plan()
-        length, rule = plan.draft_length, self.tuned.rule
-        if plan.exit_layer != self.tuned.exit_layer:
-            rule = None
-        elif rule is not None and length:
-            # Where a rule ends drafts that do not pay, a longer one costs nothing.
-            length = max(length, self.tuned.draft_length)
-        self.drafter.exit_layer, self.drafter.rule, self.drafter.watched = plan.exit_layer, rule, plan.watched
+        option, self._ran = plan.option, plan.option
+        length = option.draft_length if self.check.allows() else 0
+        self.drafter.exit_layer, self.drafter.watched = option.exit_layer, plan.watched
+        self.drafter.rule = self.rule if option.ruled else None
+        self.stats.exit_layer, self.stats.draft_length = option.exit_layer, length
         return min(length, remaining - 1)
 
     def observe(self, length: int, tokens: float, seconds: float) -> None:
+        self.check.observe(length > 0, tokens, seconds)
         outcome = self.drafter.outcome()
         if outcome is not None:
             self.controller.tell_watched(*outcome)
-        self.controller.tell_drafted(length, tokens - 1)
+        accepted, rejected = self.stats.accepted - self._seen[0], self.stats.rejected - self._seen[1]
+        self._seen = self.stats.accepted, self.stats.rejected
+        if self._ran is not None:
+            self.controller.tell_round(self._ran, accepted, rejected, seconds)
 
 
-def follow(profile: Profile, rows: Rows, coupled: bool, stats: Stats) -> tuple[WatchingExit, Following]:
+def follow(
+    profile: Profile, rows: Rows, coupled: bool, stats: Stats, plain: Rate
+) -> tuple[WatchingExit, Following]:
     """Drafter and pacer of a call under a profile.
 
     Args:
-        coupled: whether other exits may be read: greedy or coupled, where choosing uses up no draws.
+        coupled: whether other exits may be read: greedy or coupled, where choosing leaves nothing behind.
         stats: of the call: told what was chosen and why.
+        plain: speed of rounds without drafts, shared by the calls of one model.
     """
-    setting = profile.setting
-    longest = max(LONGEST, setting.draft_length)
+    setting, n_rows = profile.setting, len(rows.active)
     context = max(rows.cached) + rows.max_new_tokens / 2
-    exits = sorted(profile.acceptance)
-    costs = RoundCosts.of(profile.costs, exits, longest, len(rows.active), context, setting.rule is not None)
-    controller = Controller(costs, profile.acceptance, longest, setting.exit_layer, may_watch=coupled)
-    drafter = WatchingExit(setting.exit_layer, rule=setting.rule)
+    costs = CostTable.of(profile, n_rows, context, max(rows.cached) + rows.max_new_tokens)
+    options = costs.options[setting.exit_layer]
+    tuned = (setting.draft_length, setting.rule is not None and setting.draft_length > 0)
+    first = next((o for o in options if (o.draft_length, o.ruled) == tuned), None)
+    # Where the limits forbid it here, the controller chooses before the first round.
+    own = first or Option(setting.exit_layer, setting.draft_length, seconds=1.0, tokens=1.0, rejected=0.0)
+    controller = Controller(costs, profile.acceptance, own, may_watch=coupled)
+    drafter = WatchingExit(setting.exit_layer)
     stats.strategy, stats.choice = "early_exit", f"profile {profile}; then as acceptance asks for"
-    stats.exit_layer, stats.draft_length = setting.exit_layer, setting.draft_length
-    return drafter, Following(controller, drafter, setting)
+    outside = _outside(profile, n_rows, context)
+    if outside:
+        stats.choice += f"; outside what was timed: {'; '.join(outside)}"
+    check = PayCheck(warmup=1, delay=2, plain=plain)
+    return drafter, Following(controller, drafter, setting.rule, check, stats)
+
+
+def _outside(profile: Profile, rows: int, context: float) -> list[str]:
+    """In what the call differs from those that costs were timed in."""
+    found = profile.costs.outside(rows, context)
+    threads = profile.conditions.get("threads")
+    if profile.identity.device.startswith("cpu") and threads not in (None, torch.get_num_threads()):
+        found.append(f"{torch.get_num_threads()} threads, timed were {threads}")
+    return found
 
 
 def _widened(hidden: Tensor, width: int) -> Tensor:
     """hidden [B, n, D] with its last column repeated up to `width`."""
     return torch.cat([hidden, hidden[:, -1:].expand(-1, width - hidden.shape[1], -1)], dim=1)
+
+
+def _now(tensor: Tensor) -> float:
+    """The time at which everything asked of `tensor`'s device is done: a round in a hundred waits for it."""
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+    return time.perf_counter()

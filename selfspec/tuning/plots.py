@@ -57,7 +57,8 @@ def agreement(axes: Any, tuned: Tuned) -> None:
 
 def by_position(axes: Any, tuned: Tuned) -> None:
     """How often a draft token stands, given that those before it do."""
-    axes.plot(range(1, len(tuned.by_position) + 1), tuned.by_position, "o-")
+    shares = tuned.calibration.acceptance
+    axes.plot(range(1, len(shares) + 1), shares, "o-")
     axes.set(xlabel="draft position", ylabel="acceptance", ylim=(0, 1.02))
     axes.set_title(f"acceptance by draft position, E = {tuned.profile.setting.exit_layer}")
     axes.grid(alpha=0.3)
@@ -65,12 +66,12 @@ def by_position(axes: Any, tuned: Tuned) -> None:
 
 def reliability(axes: Any, tuned: Tuned) -> None:
     """Stated confidence against the share that stood."""
-    chosen = tuned.profile.setting.exit_layer
-    calibration = next(c for c in tuned.calibrations if c.exit_layer == chosen)
+    calibration = tuned.calibration
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     axes.plot([m for m, _, _ in calibration.reliability], [s for _, s, _ in calibration.reliability], "o-")
     axes.set(xlabel="confidence", ylabel="share that stood", xlim=(0, 1), ylim=(0, 1.02))
-    axes.set_title(f"ECE {calibration.raw_error:.3f}, calibrated {calibration.error:.3f}")
+    raw, calibrated = tuned.calibration_errors
+    axes.set_title(f"running product, held out: ECE {raw:.3f}, calibrated {calibrated:.3f}")
     axes.grid(alpha=0.3)
 
 
@@ -93,28 +94,16 @@ def against_measured(axes: Any, comparisons: Sequence[Comparison]) -> None:
 
 def _summary(tuned: Tuned) -> str:
     prediction, conditions = tuned.profile.prediction, tuned.profile.conditions
-    low, high = prediction["speedup_interval"]
+    low, high = prediction.speedup_interval
     lines = [
         f"workload           {tuned.profile.workload}",
-        f"chosen             {described(tuned.profile.setting)}",
-        f"predicted          {prediction['tokens_per_second']:.1f} tokens/s",
-        f"over AR            {prediction['speedup']:.2f}x ({low:.2f}-{high:.2f})",
-        f"acceptance length  {prediction['acceptance_length']:.2f}",
+        f"chosen             {tuned.profile.setting}",
+        f"predicted          {prediction.tokens_per_second:.1f} tokens/s",
+        f"over AR            {prediction.speedup:.2f}x ({low:.2f}-{high:.2f})",
+        f"acceptance length  {prediction.acceptance_length:.2f}",
         f"settings tried     {tuned.found.tried}",
         f"prompts            {conditions['prompts']} x {conditions['max_new_tokens']} tokens",
-        f"cost residual      {conditions['cost_residual']:.1%}",
+        f"cost residual      {tuned.profile.costs.residual:.1%}",
         *(f"{name:<18} {seconds:.1f} s" for name, seconds in tuned.seconds.items()),
     ]
     return "\n".join(lines)
-
-
-def described(setting: Any) -> str:
-    """A setting in a few words."""
-    if not setting.draft_length:
-        return "AR (K = 0)"
-    rule = ""
-    if setting.stop is not None:
-        rule = ", stops where it does not pay"
-    elif setting.confidence_threshold:
-        rule = f", stops below {setting.confidence_threshold:g}"
-    return f"E = {setting.exit_layer}, K = {setting.draft_length}{rule}"

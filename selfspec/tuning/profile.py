@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from selfspec.benchmarking.environment import conditions
-from selfspec.config import SpeculationConfig
 from selfspec.drafting.stopping import StopRule
 from selfspec.files import write_whole
+from selfspec.tuning.cost_model import CostModel
+from selfspec.tuning.identity import Identity
+from selfspec.tuning.prediction import Limits, Prediction
 from selfspec.tuning.replay import Setting
-from selfspec.tuning.round_costs import CostModel
 
-SCHEMA = 1
-_SAMPLES = 8
-"""Weights per tensor that the fingerprint looks at."""
+SCHEMA = 2
 
 
 class ProfileError(ValueError):
@@ -29,46 +24,62 @@ class ProfileError(ValueError):
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What a profile was tuned for; costs and acceptance hold for nothing else."""
-
-    fingerprint: str
-    device: str
-    """Type and name of the hardware."""
-    dtype: str
-
-    @classmethod
-    def of(cls, model: Any) -> Identity:
-        """Of a model as it is now."""
-        found = conditions(model)
-        return cls(fingerprint(model), f"{found['device']}: {found['hardware']}", found["dtype"])
-
-    def differences(self, other: Identity) -> list[str]:
-        """Which fields differ, in words: mine, then the other's."""
-        mine, theirs = asdict(self), asdict(other)
-        return [
-            f"{name} is {mine[name]!r}, not {theirs[name]!r}" for name in mine if mine[name] != theirs[name]
-        ]
-
-
-@dataclass(frozen=True)
 class Profile:
-    """Settings of one workload, and what was measured and predicted on the way to them."""
+    """Settings of one workload, and what was measured and predicted on the way to them.
+
+    Raises:
+        ValueError: a value that no tuning can have led to.
+    """
 
     workload: str
     identity: Identity
     setting: Setting
     sampled: bool
     """Whether the workload samples; a profile without a call's kind of decoding is not taken unasked."""
-    prediction: Mapping[str, Any]
-    """tokens_per_second with interval, speedup over AR with interval, acceptance, plain_tokens_per_second."""
+    prediction: Prediction
     acceptance: Mapping[int, float]
     """Exit layer -> chance that a draft token stands: the prior of the controller."""
+    tokens: Mapping[int, tuple[float, ...]]
+    """Exit layer -> tokens per round and row by draft length, from 0, as they were replayed."""
     costs: CostModel
     context: float
     """Mean cached tokens of the workload: where costs are read off."""
+    limits: Limits
+    """What was asked for; calls under the profile keep to it."""
+    column_bytes: int
+    """Working memory of a round per row and verified token."""
     conditions: Mapping[str, Any]
     """Hardware, versions, threads; and the workload: prompts, tokens, batch, sampling arguments."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.workload, str) or not self.workload.strip():
+            raise ValueError(f"workload={self.workload!r}: a name is needed")
+        if not isinstance(self.sampled, bool):
+            raise ValueError(f"sampled={self.sampled!r}: allowed are True and False")
+        exits = sorted(self.acceptance)
+        if not exits or not all(1 <= e < self.costs.n_layers for e in exits):
+            raise ValueError(f"acceptance of exits {exits}: at least one of 1 to {self.costs.n_layers - 1}")
+        if not all(_is_number(chance) and 0 <= chance <= 1 for chance in self.acceptance.values()):
+            raise ValueError(f"acceptance={dict(self.acceptance)}: chances are 0 to 1")
+        if self.setting.exit_layer not in self.acceptance:
+            raise ValueError(f"exit_layer={self.setting.exit_layer}: acceptance is known of {exits}")
+        if self.setting.siblings != 1:
+            raise ValueError(f"siblings={self.setting.siblings}: calls under a profile draft chains")
+        if sorted(self.tokens) != exits or len({len(row) for row in self.tokens.values()}) != 1:
+            raise ValueError("tokens: every exit of acceptance needs as many draft lengths")
+        if not all(1 <= value <= k + 1 for row in self.tokens.values() for k, value in enumerate(row)):
+            raise ValueError("tokens: a round of K drafts commits 1 to K + 1")
+        if self.longest < self.setting.draft_length:
+            raise ValueError(f"draft_length={self.setting.draft_length}: tokens are known to {self.longest}")
+        if min(len(table) for _, table in self.costs.widths) < self.longest + 2:
+            raise ValueError(f"costs: widths are known of fewer tokens than {self.longest + 1}")
+        if not _is_number(self.context) or not 0 <= self.context < float("inf"):
+            raise ValueError(f"context={self.context!r}: allowed is 0 and more")
+
+    @property
+    def longest(self) -> int:
+        """Longest draft that was replayed."""
+        return len(next(iter(self.tokens.values()))) - 1
 
     def check(self, identity: Identity) -> None:
         """Refuse a model, device or dtype that this profile was not made for.
@@ -95,11 +106,11 @@ class Profile:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        return {
-            "schema": SCHEMA,
-            **asdict(self),
-            "acceptance": {str(e): chance for e, chance in self.acceptance.items()},
+        by_exit = {
+            name: {str(e): value for e, value in getattr(self, name).items()}
+            for name in ("acceptance", "tokens")
         }
+        return {"schema": SCHEMA, **asdict(self), **by_exit}
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
@@ -124,7 +135,7 @@ class Profile:
             raise ProfileError(f"profile {path} has schema {schema}, this version reads {SCHEMA}: {remedy}")
         try:
             return cls.from_dict(data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ProfileError(f"profile {path} is damaged ({reason}): tune again") from error
 
@@ -141,71 +152,23 @@ class Profile:
             identity=Identity(**data["identity"]),
             setting=Setting(**setting),
             sampled=data["sampled"],
-            prediction=data["prediction"],
-            acceptance={int(e): float(chance) for e, chance in data["acceptance"].items()},
+            prediction=Prediction.from_dict(data["prediction"]),
+            acceptance={int(e): chance for e, chance in data["acceptance"].items()},
+            tokens={int(e): tuple(row) for e, row in data["tokens"].items()},
             costs=CostModel.from_dict(data["costs"]),
-            context=float(data["context"]),
-            conditions=data["conditions"],
+            context=data["context"],
+            limits=Limits(**data["limits"]),
+            column_bytes=int(data["column_bytes"]),
+            conditions=dict(data["conditions"]),
         )
 
     def __str__(self) -> str:
-        low, high = self.prediction["speedup_interval"]
+        low, high = self.prediction.speedup_interval
         return (
-            f"{self.workload}: exit layer {self.setting.exit_layer}, "
-            f"draft length {self.setting.draft_length}, "
-            f"predicted {self.prediction['speedup']:.2f}x AR ({low:.2f}-{high:.2f})"
+            f"{self.workload}: {self.setting}, "
+            f"predicted {self.prediction.speedup:.2f}x AR ({low:.2f}-{high:.2f})"
         )
 
 
-@torch.no_grad()
-def fingerprint(model: Any) -> str:
-    """A short hash of a model's shape and of a few weights of every tensor, the same in every dtype.
-
-    Two fine-tunes of one model differ; the same weights in bf16 and fp32 do not (dtype is its own field).
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    digest.update(f"{model.config.model_type} {model.config.vocab_size}".encode())
-    samples = []
-    for name, tensor in model.named_parameters():
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().reshape(-1)
-        places = torch.linspace(0, len(flat) - 1, _SAMPLES, device=flat.device).long()
-        samples.append(flat[places].to(torch.bfloat16))
-    if samples:
-        digest.update(torch.cat([s.cpu() for s in samples]).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def profile_of_call(
-    profiles: Mapping[str, Profile], config: SpeculationConfig, sampled: bool, workload: str | None
-) -> Profile | None:
-    """The profile asked for; or with drafts by early exit the newest of the call's kind of decoding.
-
-    Raises:
-        ProfileError: there is none of that name, or the settings leave no choice to it.
-    """
-    if workload is not None:
-        if config.against_profiles:
-            raise ProfileError(
-                f"workload={workload!r} cannot be used with {config.against_profiles}: its profile chooses "
-                "exit layer, draft length and where to stop, for draft='auto' or 'early_exit'"
-            )
-        return named(profiles, workload)
-    if config.kind != "early_exit" or config.against_profiles:
-        return None
-    alike = [profile for profile in profiles.values() if profile.sampled == sampled]
-    return alike[-1] if alike else None
-
-
-def named(profiles: Mapping[str, Profile], workload: str) -> Profile:
-    """The profile of a workload.
-
-    Raises:
-        ProfileError: there is none of that name; the message says which there are.
-    """
-    if workload in profiles:
-        return profiles[workload]
-    near = difflib.get_close_matches(workload, profiles, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    known = f"known are {', '.join(sorted(profiles))}" if profiles else "no profile is loaded: tune one first"
-    raise ProfileError(f"unknown workload {workload!r}: {hint}{known}")
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

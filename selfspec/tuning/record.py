@@ -9,7 +9,6 @@ draft step, from hidden states that the target's own layers computed. That is wh
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,17 +17,14 @@ import torch
 from torch import Tensor
 
 from layer_skip.decoder import LayeredDecoder
-from selfspec.call import Call, Drafter
-from selfspec.config import SpeculationConfig
+from selfspec.call import Call
 from selfspec.drafting.expansion import confidence_of
-from selfspec.generation import decode
-from selfspec.pacing import FixedLength, Pacer
+from selfspec.pacing import FixedLength
 from selfspec.round import Draft
 from selfspec.rows import Rows
-from selfspec.speculation import Speculation
-from selfspec.stats import Stats
 from selfspec.tree import chain
 from selfspec.tuning.recording import TOP, Recording, joined
+from selfspec.tuning.running import run_engine
 
 CHUNK = 8
 """Prompts recorded together. Logits are held for one exit and one token per row at a time."""
@@ -90,31 +86,6 @@ def _groups(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
     return groups
 
 
-def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
-    """input_ids and attention_mask [P, T] of prompts of any lengths."""
-    width = max(map(len, prompts))
-    ids = [[pad] * (width - len(p)) + list(p) for p in prompts]
-    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
-
-
-def run_engine(model: Any, speculation: Speculation, seed: int, **arguments: Any) -> Any:
-    """The model's generate through our engine with another `speculation`, leaving torch's generator alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        method = functools.partial(decode, speculation)
-        return type(model).generate(model, custom_generate=method, **arguments)
-
-
-def pad_token(model: Any) -> int:
-    """The token that prompts are padded with: any will do, since rows are kept without padding."""
-    value = getattr(model.generation_config, "pad_token_id", None)
-    return 0 if value is None else int(value)
-
-
 def _record_group(
     model: Any,
     prompts: list[Sequence[int]],
@@ -124,23 +95,10 @@ def _record_group(
     arguments: Mapping[str, Any],
 ) -> Recording:
     reader = ExitReader(exits, len(prompts))
-    pad = pad_token(model)
-    inputs = left_padded(prompts, pad, model.device)
-    run_engine(model, _Recorder(reader, deterministic), seed, **{"pad_token_id": pad, **arguments}, **inputs)
+    run_engine(model, prompts, reader, FixedLength(0), seed=seed, deterministic=deterministic, **arguments)
     sampled = arguments.get("do_sample")
     sampled = model.generation_config.do_sample if sampled is None else sampled
     return reader.recording(prompts, int(arguments["max_new_tokens"]), bool(sampled), seed)
-
-
-class _Recorder(Speculation):
-    """Plain rounds with a drafter that only reads."""
-
-    def __init__(self, reader: ExitReader, deterministic: bool) -> None:
-        super().__init__(SpeculationConfig(draft_length=0, deterministic=deterministic))
-        self._reader = reader
-
-    def strategy(self, *_: Any) -> tuple[Drafter, Pacer, Stats, None]:
-        return self._reader, FixedLength(0), Stats(), None
 
 
 @dataclass

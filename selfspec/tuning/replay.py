@@ -44,6 +44,14 @@ class Setting:
         if self.siblings > 1 and self.rule is not None:
             raise ValueError(f"siblings={self.siblings} with a stop rule: it stops chains")
 
+    def __str__(self) -> str:
+        if not self.draft_length:
+            return "AR (K = 0)"
+        rule = f", stops below {self.confidence_threshold:g}" if self.confidence_threshold else ""
+        rule = rule if self.stop is None else ", stops where it does not pay"
+        width = f", {self.siblings} siblings" if self.siblings > 1 else ""
+        return f"E = {self.exit_layer}, K = {self.draft_length}{width}{rule}"
+
     @property
     def rule(self) -> StopRule | None:
         """When to stop drafting, None for never."""
@@ -61,6 +69,8 @@ class Replay:
 
     accepted: Tensor
     """[S, P]"""
+    rejected: Tensor
+    """[S, P]: draft tokens that the target replaced, at most one a round; those after it do not count."""
     row_rounds: Tensor
     """[S, P]: rounds that the prompt's row took part in."""
     drafted_least: Tensor
@@ -93,7 +103,10 @@ def replay(recording: Recording, settings: Sequence[Setting], batch: int = 1) ->
     shape = (len(settings), len(ends))
     longest = torch.tensor([setting.draft_length for setting in settings])[:, None]
     at = torch.zeros(shape, dtype=torch.int64)
-    counts = {name: torch.zeros(shape, dtype=torch.int64) for name in ("accepted", "rows", "least", "most")}
+    counts = {
+        name: torch.zeros(shape, dtype=torch.int64)
+        for name in ("accepted", "rejected", "rows", "least", "most")
+    }
     rounds = torch.zeros(shape[0], shape[1] // batch, dtype=torch.int64)
     steps = torch.zeros(rounds.shape, dtype=torch.float64)
     while bool((active := at < ends).any()):
@@ -102,7 +115,9 @@ def replay(recording: Recording, settings: Sequence[Setting], batch: int = 1) ->
         room = (recording.max_new_tokens - 1 - behind).clamp(min=0).repeat_interleave(batch, dim=1)
         length = torch.minimum(longest, room)
         accepted, least, most, expected = tables.round(at, length)
-        for name, count in (("accepted", accepted), ("least", least), ("most", most)):
+        rejected = (accepted < most) & (at + accepted < ends)
+        found = (("accepted", accepted), ("rejected", rejected), ("least", least), ("most", most))
+        for name, count in found:
             counts[name] += torch.where(active, count, 0)
         counts["rows"] += active
         rounds += active.view(*rounds.shape, batch).any(dim=-1)
@@ -113,7 +128,14 @@ def replay(recording: Recording, settings: Sequence[Setting], batch: int = 1) ->
     counts["least"], counts["most"] = counts["least"] * candidates, counts["most"] * candidates
     kept = {name: count[:, :n_prompts] for name, count in counts.items()}
     return Replay(
-        kept["accepted"], kept["rows"], kept["least"], kept["most"], rounds, steps, recording.lengths
+        kept["accepted"],
+        kept["rejected"],
+        kept["rows"],
+        kept["least"],
+        kept["most"],
+        rounds,
+        steps,
+        recording.lengths,
     )
 
 

@@ -1,8 +1,8 @@
 """Time real rounds: every cell (E, K, rows, context) in turn, inside ordinary calls of the engine.
 
 Exit layer and draft length may change between rounds without changing the text, so a plan of cells runs
-interleaved within one text: a slow stretch of a noisy machine falls on all of them alike. Whatever a round
-costs is in the time, the engine's own work included.
+interleaved within one text: a slow stretch of a noisy machine falls on all of them alike. Calls on prompts as
+they are and on lengthened ones take turns. Whatever a round costs is in the time, our own work included.
 """
 
 from __future__ import annotations
@@ -16,21 +16,19 @@ from typing import Any
 
 import torch
 
-from selfspec.call import Call, Drafter
-from selfspec.config import SpeculationConfig
+from selfspec.call import Call
 from selfspec.drafting import EarlyExit, StopRule
-from selfspec.pacing import Pacer
 from selfspec.round import Draft
-from selfspec.speculation import Speculation
-from selfspec.stats import Stats
-from selfspec.tuning.record import left_padded, pad_token, run_engine
-from selfspec.tuning.round_costs import Cell, Timing
+from selfspec.tuning.cost_model import Cell, Timing
+from selfspec.tuning.running import run_engine
 
 _NEVER_STOPS = StopRule((0.0,))
 """Looks at confidence and never stops: what looking costs."""
 _FIRST = Cell(1, 0)
 _WARM_UP = 2
 """Sweeps over the cells that do not count."""
+_LONG_CONTEXT = 512
+"""Tokens that prompts are lengthened to, where the model has room."""
 
 
 def time_rounds(
@@ -56,24 +54,41 @@ def time_rounds(
     """
     if not prompts:
         raise ValueError("there are no prompts: timing needs at least one")
-    watch = _Stopwatch(_plan(cells, repeats + _WARM_UP), _WARM_UP * len(cells))
-    arguments: dict[str, Any] = {
-        **(generate_arguments or {}),
-        "max_new_tokens": max_new_tokens,
-        "eos_token_id": None,
-        "pad_token_id": pad_token(model),
+    arguments = {**(generate_arguments or {}), "max_new_tokens": max_new_tokens, "eos_token_id": None}
+    by_context = defaultdict(list)
+    for cell in cells:
+        by_context[cell.context].append(cell)
+    watches = {
+        context: _Stopwatch(_plan(own, repeats + _WARM_UP), _WARM_UP * len(own))
+        for context, own in by_context.items()
     }
     taken = 0
-    while not watch.done:
-        advance(f"timing, batch {rows}", 0)
+    while waiting := {context: watch for context, watch in watches.items() if not watch.done}:
         group = [prompts[(taken + i) % len(prompts)] for i in range(rows)]
-        inputs = left_padded(group, pad_token(model), model.device)
         taken += rows
-        try:
-            run_engine(model, _Timing(watch, deterministic), 0, **arguments, **inputs)
-        except _EnoughError:
-            break
-    return watch.medians(rows)
+        for context, watch in waiting.items():
+            advance(f"timing, batch {rows}", 0)
+            texts = [lengthened(prompt, context) for prompt in group]
+            try:
+                run_engine(model, texts, watch, watch, deterministic=deterministic, **arguments)
+            except _EnoughError:
+                continue
+    return [timing for watch in watches.values() for timing in watch.medians(rows)]
+
+
+def long_context(prompts: Sequence[Sequence[int]], max_new_tokens: int, positions: int | None) -> int:
+    """Tokens to lengthen prompts to, so that time by context shows; 0 where the model has no room for it."""
+    longest = max(map(len, prompts))
+    wanted = max(_LONG_CONTEXT, 3 * (longest + max_new_tokens))
+    room = wanted if positions is None else min(wanted, positions - max_new_tokens)
+    return room if room >= 2 * (longest + max_new_tokens) else 0
+
+
+def lengthened(prompt: Sequence[int], context: int) -> Sequence[int]:
+    """The prompt said over and over up to `context` tokens; as it is where it has as many."""
+    if len(prompt) >= context:
+        return prompt
+    return (list(prompt) * -(-context // len(prompt)))[:context]
 
 
 class _EnoughError(Exception):
@@ -86,17 +101,6 @@ def _plan(cells: Sequence[Cell], sweeps: int) -> Iterator[Cell]:
     for _ in range(sweeps):
         for index in torch.randperm(len(cells), generator=generator).tolist():
             yield cells[index]
-
-
-class _Timing(Speculation):
-    """Rounds as a stopwatch plans them."""
-
-    def __init__(self, watch: _Stopwatch, deterministic: bool) -> None:
-        super().__init__(SpeculationConfig(deterministic=deterministic))
-        self._watch = watch
-
-    def strategy(self, *_: Any) -> tuple[Drafter, Pacer, Stats, None]:
-        return self._watch, self._watch, Stats(), None
 
 
 @dataclass

@@ -8,19 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from layer_skip.decoder import LayeredDecoder
 from selfspec.benchmarking.environment import conditions
 from selfspec.shapes import FASTEST, probe
-from selfspec.tuning.calibration import Calibration, calibrate
-from selfspec.tuning.profile import Identity, Profile
+from selfspec.tuning.calibration import Calibration, calibrate, held_out_errors
+from selfspec.tuning.cost_model import CostModel, Timing, default_cells
+from selfspec.tuning.fitting import fit_costs
+from selfspec.tuning.identity import Identity
+from selfspec.tuning.options import TuneOptions
+from selfspec.tuning.profile import Profile
 from selfspec.tuning.record import record
 from selfspec.tuning.recording import Recording
-from selfspec.tuning.replay import replay
-from selfspec.tuning.round_costs import CostModel, default_cells, fit_costs
-from selfspec.tuning.search import LONGEST, Found, Limits, search
-from selfspec.tuning.timing import Timing, time_rounds
+from selfspec.tuning.search import Found, search
+from selfspec.tuning.timing import long_context, time_rounds
 
 Advance = Callable[[str, int], None]
 
@@ -30,13 +30,16 @@ class Tuned:
     """A profile and what it came from: for tables, plots and notebooks."""
 
     profile: Profile
+    prompts: Sequence[Sequence[int]]
+    """Those that were recorded: too long ones are left out."""
+    options: TuneOptions
     recording: Recording
     timings: tuple[Timing, ...]
     found: Found
-    calibrations: tuple[Calibration, ...]
-    """One per exit."""
-    by_position: tuple[float, ...]
-    """Acceptance by draft position at the chosen exit, given that the tokens before it stand."""
+    calibration: Calibration
+    """Of the chosen exit."""
+    calibration_errors: tuple[float, float]
+    """ECE of the running product of its confidences, on prompts that were held out: as stated, calibrated."""
     seconds: Mapping[str, float]
     """What recording, timing and searching took."""
 
@@ -46,77 +49,59 @@ def tune(
     prompts: Sequence[Sequence[int]],
     *,
     workload: str = "default",
-    max_new_tokens: int = 128,
-    batch: int = 1,
-    limits: Limits | None = None,
-    longest: int = LONGEST,
-    seed: int = 0,
-    deterministic: bool = True,
-    repeats: int = 5,
-    generate_arguments: Mapping[str, Any] | None = None,
     advance: Advance = lambda name, total: None,
+    **options: Any,
 ) -> Tuned:
     """Choose exit layer, draft length and stop rule for a workload.
 
     Args:
         model: a Hugging Face causal language model, wrapped or not.
         prompts: token ids. Those that leave no room for `max_new_tokens` are left out with a warning.
-        batch: prompts generated together.
-        longest: longest draft that is tried.
-        generate_arguments: the workload's sampling, such as do_sample and temperature (default: greedy).
         advance: for a progress bar; told what comes next and how many steps there are.
+        options: the fields of `TuneOptions`.
 
     Raises:
-        ValueError: no prompts, none that fits the model, an impossible batch or limit.
+        ValueError: no prompts, none that fits the model, an impossible option, limits out of reach.
     """
-    arguments = {"do_sample": False, **(generate_arguments or {})}
+    asked = TuneOptions(**options)
     decoder = LayeredDecoder(model)
-    usable = _usable(prompts, decoder.max_positions, max_new_tokens)
-    if batch < 1 or batch > len(usable):
-        raise ValueError(f"batch={batch}: allowed is 1 to {len(usable)}, the number of prompts")
-    longest = min(longest, max(max_new_tokens - 1, 1))
-    common: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "deterministic": deterministic,
-        "generate_arguments": arguments,
-        "advance": advance,
-    }
+    usable = _usable(prompts, decoder.max_positions, asked.max_new_tokens)
+    if asked.batch > len(usable):
+        raise ValueError(f"batch={asked.batch}: allowed is 1 to {len(usable)}, the number of prompts")
     began = time.perf_counter()
-    recording = record(model, usable, seed=seed, **common)
+    recording = record(model, usable, seed=asked.seed, advance=advance, **asked.measuring)
     recorded = time.perf_counter()
-    cells = default_cells(decoder.n_layers, longest)
-    timings = [
-        timing
-        for rows in sorted({1, batch})
-        for timing in time_rounds(model, usable, cells, rows=rows, repeats=repeats, **common)
-    ]
-    costs = fit_costs(timings, decoder.n_layers, probe(decoder) if deterministic else FASTEST)
+    longest = min(asked.longest, max(asked.max_new_tokens - 1, 1))
+    timings, costs = _timed(model, decoder, usable, asked, longest, advance)
     timed = time.perf_counter()
-    advance("searching", 0)
-    column_bytes = working_bytes(decoder)
+    advance("searching", 1)
+    size = working_bytes(decoder)
     found = search(
-        recording, costs, batch=batch, longest=longest, limits=limits, bytes_per_column=column_bytes
+        recording, costs, batch=asked.batch, longest=longest, limits=asked.limits, column_bytes=size
     )
-    calibrations = tuple(calibrate(recording, e) for e in recording.exits)
+    calibration = calibrate(recording, found.setting.exit_layer)
+    errors = held_out_errors(recording, found.setting.exit_layer)
     seconds = {
         "recording": recorded - began,
         "timing": timed - recorded,
         "searching": time.perf_counter() - timed,
     }
-    described = {
-        **conditions(model),
-        "prompts": len(usable),
-        "max_new_tokens": max_new_tokens,
-        "batch": batch,
-        "seed": seed,
-        "deterministic": deterministic,
-        "generate_arguments": arguments,
-        "cost_residual": costs.residual,
-        "seconds": seconds,
-    }
-    profile = _profile(model, workload, recording, costs, found, described)
-    chosen = next(c for c in calibrations if c.exit_layer == found.best.setting.exit_layer)
-    return Tuned(profile, recording, tuple(timings), found, calibrations, chosen.acceptance, seconds)
+    context = (recording.prompt_lengths + recording.lengths / 2).double().mean().round()
+    profile = Profile(
+        workload=workload,
+        identity=Identity.of(model),
+        setting=found.setting,
+        sampled=recording.sampled,
+        prediction=found.best,
+        acceptance=dict(zip(recording.exits, recording.agreement, strict=True)),
+        tokens=found.tokens,
+        costs=costs,
+        context=float(context),
+        limits=asked.limits,
+        column_bytes=size,
+        conditions={**_described(model, usable, asked), "seconds": seconds},
+    )
+    return Tuned(profile, usable, asked, recording, tuple(timings), found, calibration, errors, seconds)
 
 
 def working_bytes(decoder: LayeredDecoder) -> int:
@@ -125,9 +110,38 @@ def working_bytes(decoder: LayeredDecoder) -> int:
     return scores + noise + decoder.dtype.itemsize * (decoder.vocab_size + int(decoder.config.hidden_size))
 
 
-def acceptance_by_exit(recording: Recording) -> dict[int, float]:
-    """Chance that a draft token stands, by exit layer: agreement along the target's own text."""
-    return dict(zip(recording.exits, recording.agreement, strict=True))
+def _timed(
+    model: Any,
+    decoder: LayeredDecoder,
+    prompts: Sequence[Sequence[int]],
+    asked: TuneOptions,
+    longest: int,
+    advance: Advance,
+) -> tuple[list[Timing], CostModel]:
+    """Rounds of all kinds, and the costs fitted to them."""
+    long = long_context(prompts, asked.max_new_tokens, decoder.max_positions)
+    cells = default_cells(decoder.n_layers, longest, long)
+    timings = [
+        timing
+        for rows in sorted({1, asked.batch})
+        for timing in time_rounds(
+            model, prompts, cells, rows=rows, repeats=asked.repeats, advance=advance, **asked.measuring
+        )
+    ]
+    shapes = probe(decoder) if asked.deterministic else FASTEST
+    return timings, fit_costs(timings, decoder.n_layers, shapes)
+
+
+def _described(model: Any, prompts: Sequence[Sequence[int]], asked: TuneOptions) -> dict[str, Any]:
+    return {
+        **conditions(model),
+        "prompts": len(prompts),
+        "max_new_tokens": asked.max_new_tokens,
+        "batch": asked.batch,
+        "seed": asked.seed,
+        "deterministic": asked.deterministic,
+        "generate_arguments": dict(asked.generate_arguments),
+    }
 
 
 def _usable(
@@ -151,38 +165,3 @@ def _usable(
             stacklevel=3,
         )
     return fitting
-
-
-def _profile(
-    model: Any,
-    workload: str,
-    recording: Recording,
-    costs: CostModel,
-    found: Found,
-    described: Mapping[str, Any],
-) -> Profile:
-    best = found.best
-    context = (recording.prompt_lengths + recording.lengths / 2).double().mean()
-    counts = replay(recording, [best.setting])
-    prediction = {
-        "tokens_per_second": best.tokens_per_second,
-        "interval": list(best.interval),
-        "speedup": best.speedup,
-        "speedup_interval": list(best.speedup_interval),
-        "acceptance_length": best.acceptance_length,
-        "acceptance_rate": list(best.acceptance_rate),
-        "rounds": int(counts.row_rounds.sum()),
-        "round_seconds": best.round_seconds,
-        "plain_tokens_per_second": found.plain.tokens_per_second,
-    }
-    return Profile(
-        workload=workload,
-        identity=Identity.of(model),
-        setting=best.setting,
-        sampled=recording.sampled,
-        prediction=prediction,
-        acceptance=acceptance_by_exit(recording),
-        costs=costs,
-        context=float(torch.round(context)),
-        conditions=described,
-    )

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfspec.benchmarking.statistics import percentile
-from selfspec.call import Drafter
-from selfspec.config import SpeculationConfig
 from selfspec.drafting import EarlyExit
-from selfspec.pacing import FixedLength, Pacer
-from selfspec.speculation import Speculation
+from selfspec.pacing import FixedLength
 from selfspec.stats import Stats
-from selfspec.tuning.record import left_padded, pad_token, run_engine
+from selfspec.tuning.cost_model import CostModel
+from selfspec.tuning.prediction import predict
 from selfspec.tuning.recording import Recording
 from selfspec.tuning.replay import Setting, replay
-from selfspec.tuning.round_costs import CostModel
-from selfspec.tuning.search import predict
+from selfspec.tuning.running import run_engine
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,7 @@ def compare(
     costs: CostModel,
     settings: Sequence[Setting],
     *,
+    batch: int = 1,
     repeats: int = 3,
     deterministic: bool = True,
     generate_arguments: Mapping[str, Any] | None = None,
@@ -56,20 +54,22 @@ def compare(
 
     Args:
         prompts: those that `recording` was made of, in its order.
+        batch: prompts generated together, as predicted.
     """
-    total = repeats * len(prompts) * len(settings)
+    groups = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
+    total = repeats * len(groups) * len(settings)
     stats = [[Stats() for _ in settings] for _ in range(repeats)]
     arguments = {"do_sample": False, **(generate_arguments or {}), "max_new_tokens": recording.max_new_tokens}
     for repeat in range(repeats):
-        for p, prompt in enumerate(prompts):
+        for p, group in enumerate(groups):
             # Who goes first moves on, so that nobody always runs on a machine that its neighbour has warmed.
             order = [(i + p) % len(settings) for i in range(len(settings))]
             for s in order:
                 advance("comparing with real runs", total)
-                found = run_setting(model, [prompt], settings[s], recording.seed, deterministic, **arguments)
+                found = run_setting(model, group, settings[s], recording.seed, deterministic, **arguments)
                 stats[repeat][s].add(found)
-    predicted = predict(recording, costs, settings)
-    counts = replay(recording, settings)
+    predicted = predict(recording, costs, settings, batch)
+    counts = replay(recording, settings, batch)
     results = []
     for s, setting in enumerate(settings):
         speeds = [round_speed(stats[r][s]) for r in range(repeats)]
@@ -101,22 +101,6 @@ def run_setting(
     **arguments: Any,
 ) -> Stats:
     """One real call under one fixed setting; the model's own wrapping, if any, is left as it is."""
-    fixed = _Fixed(setting, deterministic)
-    pad = pad_token(model)
-    inputs = left_padded(prompts, pad, model.device)
-    run_engine(model, fixed, seed, **{"pad_token_id": pad, **arguments}, **inputs)
-    return fixed.stats
-
-
-class _Fixed(Speculation):
-    """One setting, whatever it is."""
-
-    def __init__(self, setting: Setting, deterministic: bool) -> None:
-        super().__init__(SpeculationConfig(deterministic=deterministic))
-        self._setting = setting
-
-    def strategy(self, *_: Any) -> tuple[Drafter, Pacer, Stats, None]:
-        setting = self._setting
-        drafter = EarlyExit(setting.exit_layer, setting.shape, setting.rule)
-        stats = Stats(strategy="early_exit", exit_layer=setting.exit_layer, draft_length=setting.draft_length)
-        return drafter, FixedLength(setting.draft_length), stats, None
+    drafter = EarlyExit(setting.exit_layer, setting.shape, setting.rule)
+    pacer = FixedLength(setting.draft_length)
+    return run_engine(model, prompts, drafter, pacer, seed=seed, deterministic=deterministic, **arguments)

@@ -7,9 +7,9 @@ from typing import Any
 
 from tiny_models import random_prompts
 
+from selfspec.tuning.cost_model import Fit
 from selfspec.tuning.profile import Profile
 from selfspec.tuning.replay import Setting
-from selfspec.tuning.round_costs import Fit
 
 PROMPTS = [[5, 6, 7], [9, 8], [1, 2, 3, 4], [40, 41]]
 QUICK: dict[str, Any] = {"max_new_tokens": 16, "repeats": 1, "longest": 4}
@@ -18,6 +18,6 @@ REQUEST: dict[str, Any] = {**random_prompts(5), "max_new_tokens": 12, "pad_token
 
 def where_drafts_pay(profile: Profile, setting: Setting) -> Profile:
     """`profile` with another setting, on a machine where a draft step costs a hundredth of a round."""
-    fit = Fit(1, draft=(0.0, 1e-4, 0.0, 0.0, 0.0), rest=(1e-2, 0.0, 0.0, 0.0, 0.0))
+    fit = Fit(profile.costs.fits[0].rows, draft=(0.0, 1e-4, 0.0, 0.0, 0.0), rest=(1e-2, 0.0, 0.0, 0.0, 0.0))
     costs = replace(profile.costs, fits=(fit,), widths=profile.costs.widths[:1])
     return replace(profile, setting=setting, costs=costs)

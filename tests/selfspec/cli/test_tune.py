@@ -53,6 +53,10 @@ def test_tune_for_several_workloads_prints_one_json_and_keeps_each_profile(
         (("--workload", " "), "a name of its own"),
         (("--temperature", "0"), "temperature=0.0: allowed is more than 0"),
         (("--max-latency-ms", "0"), "allowed is more than 0"),
+        (("--max-latency-ms", "0.0001"), "out of reach, a round without drafts takes"),
+        (("--max-memory", "1"), "out of reach"),
+        (("--max-memory", "much"), "--max-memory='much': allowed are bytes"),
+        (("--out", "."), "is a folder"),
         (("--batch", "9"), "batch=9: allowed is 1 to 3"),
         (("-n", "300"), "all 3 prompts are too long"),
     ],
@@ -75,3 +79,55 @@ def test_tune_refuses_a_file_without_prompts_and_a_place_that_cannot_be_written(
     result = run(*quick(model_folder, prompts, "--out", empty / "p.json"))
     assert result.code == 2
     assert "empty.jsonl" in result.err
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_the_work(
+    run: Callable[..., Any],
+    model_folder: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr(store, "profiles_folder", lambda: tmp_path / "file")
+    monkeypatch.setattr("selfspec.tuning.tune.record", lambda *_, **__: pytest.fail("it has begun"))
+    result = run(*quick(model_folder, prompts))
+    assert result.code == 2
+    assert "file" in result.err
+
+
+def test_an_interruption_leaves_the_workloads_that_are_done(
+    run: Callable[..., Any],
+    model_folder: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from selfspec.tuning import tune as room
+
+    whole = room.tune
+
+    def interrupted(*given: Any, workload: str, **more: Any) -> Any:
+        if workload == "b":
+            raise KeyboardInterrupt
+        return whole(*given, workload=workload, **more)
+
+    monkeypatch.setattr(room, "tune", interrupted)
+    both = ("--workload", "../a", "--prompts", prompts, "--workload", "b", "--out", "kept")
+    assert run(*quick(model_folder, prompts, *both)).code == 130
+    [kept] = (tmp_path / "kept").iterdir()
+    assert Profile.load(kept).workload == "../a"
+    assert list(json.loads((tmp_path / "selfspec-results" / "tune.json").read_text())) == ["../a"]
+
+
+def test_what_is_compared_is_what_was_tuned(
+    run: Callable[..., Any], model_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.jsonl"
+    texts = ["once upon", "a time " * 300, "it was a", "in the end"]
+    path.write_text("\n".join(json.dumps({"prompt": text}) for text in texts), encoding="utf-8")
+    with pytest.warns(UserWarning, match="1 of 4 prompts"):
+        result = run(*quick(model_folder, path, "--workload", "a", "--batch", 2, "--json"))
+    measured = result.json["a"]["measured"]
+    assert measured and all(c["counts_equal"] for c in measured)
+    assert result.json["a"]["profile"]["conditions"]["batch"] == 2

@@ -14,7 +14,8 @@ from quick_tuning import PROMPTS, QUICK, REQUEST, where_drafts_pay
 from tiny_models import random_prompts, tiny_model
 
 import selfspec
-from selfspec.tuning import following
+from selfspec.tuning import controller, following
+from selfspec.tuning.prediction import Limits
 from selfspec.tuning.profile import Profile, ProfileError
 from selfspec.tuning.record import record
 from selfspec.tuning.replay import Setting
@@ -93,6 +94,7 @@ def test_a_profile_is_not_taken_unasked_for_another_kind_of_decoding(saved: tupl
     model.generate(**REQUEST, do_sample=True)
     assert "profile" not in model.speculation.stats.choice
     assert model.speculation.stats.strategy in ("early_exit", "plain")
+    assert "'code' were tuned for greedy calls and this one is sampled" in model.speculation.stats.profile
     selfspec.unwrap(model)
 
 
@@ -111,7 +113,7 @@ def test_a_profile_is_used_in_rejection_mode_too_without_reading_other_exits(
     saved: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forbidden(*_: Any) -> None:
-        raise AssertionError("choosing would use up draws")
+        raise AssertionError("choosing notes what a token was drawn from")
 
     monkeypatch.setattr(following.WatchingExit, "_note", forbidden)
     model, path = saved
@@ -132,7 +134,7 @@ def test_in_bf16_the_controller_leaves_sampled_text_as_it_is(
     profile = tune(model, [prompt[:40], prompt[5:45]], workload="code", **quick).profile
     request = {"max_new_tokens": 40, "pad_token_id": 0, **sampling}
     texts = []
-    for settings in ({"draft_length": 0}, {"profile": where_drafts_pay(profile, Setting(3, 4, 0.2))}):
+    for settings in ({"draft_length": 0}, {"profile": where_drafts_pay(profile, Setting(3, 3, 0.2))}):
         torch.manual_seed(5)
         texts.append(selfspec.wrap(model, **settings).generate(torch.tensor([prompt]), **request))
         selfspec.unwrap(model)
@@ -144,14 +146,16 @@ def test_other_exits_say_what_the_recording_says_and_leave_the_text_as_it_is(
     tuned: Any, monkeypatch: pytest.MonkeyPatch, threshold: float
 ) -> None:
     model, result = tuned
+    monkeypatch.setattr(controller, "WATCH_BUDGET", 100.0)  # rounds of a tiny model afford few readings
     recording = record(model, PROMPTS, max_new_tokens=40)
     seen: list[tuple[int, int, list[int]]] = []
     outcome = following._Watched.outcome
 
-    def noted(self: Any) -> tuple[int, int, int]:
-        exit_layer, hits, trials = outcome(self)
+    def noted(self: Any) -> tuple[int, int, int, float]:
+        exit_layer, hits, trials, seconds = outcome(self)
         seen.append((exit_layer, self.generated[0], self.chosen[0, :trials].tolist()))
-        return exit_layer, hits, trials
+        assert seconds > 0
+        return exit_layer, hits, trials, 0.0
 
     monkeypatch.setattr(following._Watched, "outcome", noted)
     selfspec.wrap(model, profile=where_drafts_pay(result.profile, Setting(2, 3, threshold)))
@@ -165,4 +169,80 @@ def test_other_exits_say_what_the_recording_says_and_leave_the_text_as_it_is(
             assert chosen == recorded[: len(chosen)].tolist()
             exits.add(exit_layer)
     assert exits == {1, 2, 3}
+    selfspec.unwrap(model)
+
+
+def test_statistics_say_what_ran_and_how_the_call_differs_from_what_was_timed(
+    saved: tuple[Any, Path],
+) -> None:
+    model, path = saved
+    profile = where_drafts_pay(Profile.load(path), Setting(3, 4))
+    timed = replace(profile, conditions={**profile.conditions, "threads": 99})
+    selfspec.wrap(model, profile=timed)
+    model.generate(**random_prompts(5, 9), max_new_tokens=12, pad_token_id=0)
+    stats = model.speculation.stats
+    assert stats.profile == "'code', the newest for calls of this kind"
+    assert "outside what was timed: batch 2, timed were 1 to 1" in stats.choice
+    assert "1 threads, timed were 99" in stats.choice
+    rejected = replace(profile, acceptance=dict.fromkeys((1, 2, 3), 0.0), setting=Setting(3, 0))
+    selfspec.wrap(model, profile=rejected).generate(**REQUEST)
+    assert model.speculation.stats.draft_length == 0
+    selfspec.unwrap(model)
+
+
+def test_limits_of_a_profile_hold_while_it_is_followed(saved: tuple[Any, Path]) -> None:
+    model, path = saved
+    profile = where_drafts_pay(Profile.load(path), Setting(3, 2))
+    tight = replace(profile, limits=Limits(bytes=3 * profile.column_bytes))
+    deepest = []
+    for taken in (profile, tight):
+        rounds: list[int] = []
+        selfspec.wrap(model, profile=taken)
+        long = {**REQUEST, "max_new_tokens": 60}
+        model.generate(**long, on_round=lambda event, rounds=rounds: rounds.append(event.deepest))
+        deepest.append(max(rounds))
+    assert deepest[0] > 2
+    assert deepest[1] == 2
+    selfspec.unwrap(model)
+
+
+def test_where_the_clock_says_that_drafts_do_not_pay_they_stop(
+    saved: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = saved
+    profile = where_drafts_pay(Profile.load(path), Setting(3, 2))
+    observe = following.Following.observe
+
+    def slowly(self: Any, length: int, tokens: float, seconds: float) -> None:
+        observe(self, length, tokens, 1.0 if length else 0.01)
+
+    monkeypatch.setattr(following.Following, "observe", slowly)
+    rounds: list[int] = []
+    selfspec.wrap(model, profile=profile)
+    long = {**REQUEST, "max_new_tokens": 100}
+    model.generate(**long, on_round=lambda event: rounds.append(event.deepest))
+    # A first verdict after eight rounds, a second after four more.
+    assert 8 <= sum(map(bool, rounds)) <= 12
+    selfspec.unwrap(model)
+
+
+def test_a_batch_counts_each_of_its_rejections(
+    saved: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = saved
+    told: list[tuple[int, int]] = []
+    tell = following.Controller.tell_round
+
+    def noted(self: Any, option: Any, accepted: int, rejected: int, seconds: float) -> None:
+        told.append((accepted, rejected))
+        tell(self, option, accepted, rejected, seconds)
+
+    monkeypatch.setattr(following.Controller, "tell_round", noted)
+    selfspec.wrap(model, profile=where_drafts_pay(Profile.load(path), Setting(3, 4)))
+    events: list[Any] = []
+    batch = {**random_prompts(5, 9, 3), "max_new_tokens": 24, "pad_token_id": 0}
+    model.generate(**batch, on_round=events.append)
+    rejected = sum(e.accepted < min(e.deepest, len(e.committed)) for e in events)
+    assert sum(r for _, r in told) == rejected > 0
+    assert sum(a for a, _ in told) == sum(e.accepted for e in events)
     selfspec.unwrap(model)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tiny_models import tiny_model
 
 import selfspec
 from selfspec.drafting.stopping import StopRule
 from selfspec.tuning import store
-from selfspec.tuning.profile import Profile, ProfileError, fingerprint
+from selfspec.tuning.identity import Identity, fingerprint
+from selfspec.tuning.profile import Profile, ProfileError
 from selfspec.tuning.replay import Setting
 
 
@@ -55,7 +58,7 @@ def test_a_profile_beside_what_it_would_choose_is_refused(
 
 
 def test_a_damaged_profile_in_the_cache_is_left_out_with_a_warning(llama: Any, tuned: Any) -> None:
-    path = store.default_path(replace(tuned[1].profile))
+    path = store.default_path(tuned[1].profile.identity, "code")
     path.parent.mkdir(parents=True)
     path.write_text("{", encoding="utf-8")
     with pytest.warns(UserWarning, match="left out"):
@@ -66,10 +69,10 @@ def test_a_damaged_profile_in_the_cache_is_left_out_with_a_warning(llama: Any, t
     ("content", "complaint"),
     [
         ("", "damaged or cut off"),
-        ('{"schema": 1, "workload": "co', "damaged or cut off"),
-        ('{"schema": 1}', "is damaged"),
-        ('{"schema": 0}', "has schema 0, this version reads 1: tune again"),
-        ('{"schema": 99}', "has schema 99, this version reads 1: update selfspec"),
+        ('{"schema": 2, "workload": "co', "damaged or cut off"),
+        ('{"schema": 2}', "is damaged"),
+        ('{"schema": 1}', "has schema 1, this version reads 2: tune again"),
+        ('{"schema": 99}', "has schema 99, this version reads 2: update selfspec"),
         ("[1, 2]", "not a profile"),
         (None, "cannot read profile"),
     ],
@@ -94,13 +97,94 @@ def test_a_truncated_profile_is_refused_wherever_it_is_cut(saved: tuple[Any, Pat
             selfspec.wrap(model, profile=path)
 
 
-def test_a_profile_with_wrong_values_is_refused(saved: tuple[Any, Path]) -> None:
+@pytest.mark.parametrize(
+    ("place", "value", "complaint"),
+    [
+        (["setting", "draft_length"], 1000, "draft_length=1000"),
+        (["setting", "draft_length"], 60, "tokens are known to 4"),
+        (["setting", "exit_layer"], 99, "exit_layer=99"),
+        (["setting", "siblings"], 2, "chains"),
+        (["acceptance"], {}, "at least one of 1 to 3"),
+        (["acceptance", "1"], "high", "chances are 0 to 1"),
+        (["acceptance", "2"], 1.5, "chances are 0 to 1"),
+        (["tokens", "1"], [1.0], "as many draft lengths"),
+        (["tokens", "1", 2], 9.0, "commits 1 to K"),
+        (["costs", "fits"], [], "at least one is needed"),
+        (["costs", "fits", 0, "rest"], [1.0], "allowed are seconds of 0 or more"),
+        (["costs", "fits", 0, "draft", 1], -1.0, "allowed are seconds of 0 or more"),
+        (["costs", "widths", 0, 1], [1, 2, 3], "widths"),
+        (["prediction", "speedup_interval"], None, "is damaged"),
+        (["prediction", "speedup_interval"], [1.0], "intervals two ends"),
+        (["identity", "dtype"], 3, "are texts"),
+        (["workload"], "", "a name is needed"),
+        (["sampled"], "no", "True and False"),
+        (["context"], "long", "0 and more"),
+        (["limits", "bytes"], -1, "bytes=-1"),
+    ],
+)
+def test_a_profile_with_wrong_values_is_refused(
+    saved: tuple[Any, Path], place: list[Any], value: Any, complaint: str
+) -> None:
     model, path = saved
-    data = json.loads(path.read_text(encoding="utf-8"))
-    data["setting"]["draft_length"] = 1000
+    data = inner = json.loads(path.read_text(encoding="utf-8"))
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
     path.write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(ProfileError, match="draft_length=1000"):
+    with pytest.raises(ProfileError, match=complaint):
         selfspec.wrap(model, profile=path)
+    assert not selfspec.is_wrapped(model)
+
+
+def test_a_profile_without_one_of_its_parts_is_refused(saved: tuple[Any, Path]) -> None:
+    _, path = saved
+    data = json.loads(path.read_text(encoding="utf-8"))
+    for part in ("prediction", "setting", "costs"):
+        for name in data[part]:
+            less = {**data, part: {key: value for key, value in data[part].items() if key != name}}
+            path.write_text(json.dumps(less), encoding="utf-8")
+            if (part, name) in (("setting", "confidence_threshold"), ("setting", "siblings")):
+                continue  # what a setting without them means is clear
+            with pytest.raises(ProfileError, match="is damaged"):
+                Profile.load(path)
+
+
+@pytest.mark.parametrize("profile", [5, {"code": "code.json"}, [3], True])
+def test_wrap_refuses_what_is_no_profile(llama: Any, profile: Any) -> None:
+    with pytest.raises(selfspec.ConfigError, match="allowed are a profile, a file of one, or a list"):
+        selfspec.wrap(llama, profile=profile)
+
+
+def test_a_profile_of_another_device_is_refused_and_one_that_is_kept_is_told_of(tuned: Any) -> None:
+    model, result = tuned
+    elsewhere = replace(result.profile.identity, device="cuda: another")
+    other = replace(result.profile, identity=elsewhere)
+    with pytest.raises(ProfileError, match=r"device is 'cpu: .*', not 'cuda: another'"):
+        selfspec.wrap(model, profile=other)
+    other.save(store.default_path(elsewhere, "code"))
+    assert selfspec.wrap(model).speculation.profiles == {}
+    with pytest.raises(ProfileError, match="kept of workload 'code' does not fit: device is"):
+        model.generate(torch.tensor([[5, 6]]), max_new_tokens=4, workload="code")
+    with pytest.raises(ProfileError, match="workload=3: allowed is the name"):
+        model.generate(torch.tensor([[5, 6]]), max_new_tokens=4, workload=3)
+    selfspec.unwrap(model)
+
+
+def test_workloads_of_like_names_are_kept_apart_and_inside_the_folder(tuned: Any) -> None:
+    identity = tuned[1].profile.identity
+    paths = [store.default_path(identity, name) for name in ("a b", "a_b", "../a b", "a/b", "ä")]
+    assert len(set(paths)) == len(paths)
+    assert {path.parent for path in paths} == {store.profiles_folder() / identity.fingerprint}
+
+
+def test_a_cache_that_may_not_be_looked_into_holds_no_profiles(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_dir", forbidden)
+    assert store.kept_profiles(llama) == {}
 
 
 def test_a_profile_of_another_model_or_dtype_is_refused_naming_what_differs(saved: tuple[Any, Path]) -> None:
@@ -117,3 +201,21 @@ def test_a_fingerprint_tells_weights_apart_but_not_devices_or_copies() -> None:
     assert fingerprint(model) == fingerprint(tiny_model("llama"))
     assert fingerprint(model) != fingerprint(tiny_model("llama", seed=1))
     assert len({fingerprint(tiny_model(family)) for family in ("llama", "qwen2", "gpt2")}) == 3
+
+
+def test_a_fingerprint_of_a_large_tensor_stays_within_it() -> None:
+    class Large(torch.nn.Module):
+        config = SimpleNamespace(model_type="large", vocab_size=2)
+
+        def __init__(self, count: int) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1).expand(count), requires_grad=False)
+            self.nothing = torch.nn.Parameter(torch.empty(0))
+
+    # 4096 x 11008: the last index is no float32.
+    assert fingerprint(Large(45_088_768)) != fingerprint(Large(45_088_767))
+
+
+def test_an_identity_names_what_differs() -> None:
+    one = Identity("a", "cpu: b", "float32")
+    assert one.differences(replace(one, dtype="bfloat16")) == ["dtype is 'float32', not 'bfloat16'"]

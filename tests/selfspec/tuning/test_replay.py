@@ -54,6 +54,8 @@ def check(model: Any, prompts: list[list[int]], settings: Sequence[Setting], **a
             assert text == recording.tokens[p, : recording.lengths[p]].tolist()
             assert int(predicted.row_rounds[s, p]) == len(rounds), setting
             assert int(predicted.accepted[s, p]) == sum(event.accepted for event in rounds), setting
+            rejected = sum(event.accepted < min(event.deepest, len(event.committed)) for event in rounds)
+            assert int(predicted.rejected[s, p]) == rejected, setting
             assert int(predicted.drafted_least[s, p]) <= drafted <= int(predicted.drafted_most[s, p]), setting
             if setting.rule is None:
                 assert int(predicted.drafted_least[s, p]) == int(predicted.drafted_most[s, p])
@@ -102,16 +104,23 @@ def test_a_text_that_ends_by_itself_is_replayed_to_its_end(llama: Any) -> None:
     )
 
 
-def test_rows_of_a_batch_share_the_length_of_a_round(llama: Any) -> None:
-    prompts = [[5, 6, 7], [9, 8], [1, 2, 3, 4], [40, 41]]
-    recording = record(llama, prompts, max_new_tokens=20)
+@pytest.mark.parametrize(("batch", "arguments"), [(4, {}), (2, SAMPLED)], ids=["greedy", "coupled"])
+def test_rows_of_a_batch_share_the_length_of_a_round(
+    llama: Any, batch: int, arguments: dict[str, Any]
+) -> None:
+    # The last batch is a short one.
+    prompts = [[5, 6, 7], [9, 8], [1, 2, 3, 4], [40, 41], [30, 31, 32]]
+    recording = record(llama, prompts, max_new_tokens=20, seed=3, generate_arguments=arguments)
     settings = grid(4, (0, 2, 5))
-    predicted = replay(recording, settings, batch=4)
+    predicted = replay(recording, settings, batch=batch)
     for s, setting in enumerate(settings):
-        for p, rounds in enumerate(real_rounds(wrapped(llama, setting), prompts, max_new_tokens=20)):
-            assert int(predicted.row_rounds[s, p]) == len(rounds)
-            assert int(predicted.accepted[s, p]) == sum(event.accepted for event in rounds)
-        assert int(predicted.rounds[s, 0]) == int(predicted.row_rounds[s].max())
+        for g, first in enumerate(range(0, len(prompts), batch)):
+            group = prompts[first : first + batch]
+            rows = real_rounds(wrapped(llama, setting), group, seed=3, max_new_tokens=20, **arguments)
+            for p, rounds in enumerate(rows, first):
+                assert int(predicted.row_rounds[s, p]) == len(rounds)
+                assert int(predicted.accepted[s, p]) == sum(event.accepted for event in rounds)
+            assert int(predicted.rounds[s, g]) == max(map(len, rows))
 
 
 def test_a_penalty_that_reads_the_prefix_is_recorded_as_the_draft_sees_it(llama: Any) -> None:

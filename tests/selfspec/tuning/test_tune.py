@@ -9,13 +9,21 @@ import pytest
 import torch
 from checks import own_generate
 from quick_tuning import PROMPTS, QUICK, REQUEST
+from transformers import BatchEncoding
 
 import selfspec
+from selfspec.drafting.stopping import StopRule
+from selfspec.tuning import search as search_module
 from selfspec.tuning import store
 from selfspec.tuning.calibration import calibrate, paying_rule
-from selfspec.tuning.profile import fingerprint
+from selfspec.tuning.identity import fingerprint
+from selfspec.tuning.options import TuneOptions
+from selfspec.tuning.prediction import Limits, predict
+from selfspec.tuning.profile import Profile
+from selfspec.tuning.record import record
 from selfspec.tuning.replay import Setting, replay
-from selfspec.tuning.search import Limits, predict, search
+from selfspec.tuning.search import search
+from selfspec.tuning.session import token_ids
 from selfspec.tuning.tune import tune
 
 
@@ -23,9 +31,9 @@ def test_a_profile_says_what_was_chosen_and_for_what(tuned: Any) -> None:
     model, result = tuned
     profile = result.profile
     assert profile.identity.fingerprint == fingerprint(model)
-    assert profile.prediction["speedup"] >= 1
-    low, high = profile.prediction["interval"]
-    assert low <= profile.prediction["tokens_per_second"] <= high
+    assert profile.prediction.speedup >= 1
+    low, high = profile.prediction.interval
+    assert low <= profile.prediction.tokens_per_second <= high
     assert profile.conditions["versions"]["torch"] == torch.__version__
     assert sorted(profile.acceptance) == [1, 2, 3]
     assert {(e, k) for e, k, _ in result.found.surface} == {(e, k) for e in (1, 2, 3) for k in range(1, 5)}
@@ -42,14 +50,66 @@ def test_the_best_of_the_search_is_the_best_of_its_predictions(tuned: Any) -> No
 def test_limits_are_kept(tuned: Any) -> None:
     _, result = tuned
     costs, recording = result.profile.costs, result.recording
-    tight = Limits(bytes=100 * 3)
-    found = search(recording, costs, longest=4, limits=tight, bytes_per_column=100)
-    assert found.best.setting.draft_length <= 2
-    plain = found.plain.round_seconds
-    found = search(recording, costs, longest=4, limits=Limits(seconds_per_token=plain * 1e-3))
-    assert found.best.setting.draft_length == 0
+    found = search(recording, costs, longest=4, limits=Limits(bytes=100 * 3), column_bytes=100)
+    assert found.setting.draft_length <= 2
+    slowest = found.plain.round_seconds * 1.2
+    found = search(recording, costs, longest=4, limits=Limits(seconds_per_token=slowest))
+    assert found.best.round_seconds <= slowest
+    with pytest.raises(
+        ValueError, match=r"seconds_per_token=1e-06.* out of reach, a round without drafts takes"
+    ):
+        search(recording, costs, longest=4, limits=Limits(seconds_per_token=1e-6))
+    with pytest.raises(ValueError, match=r"out of reach.* and 100 bytes"):
+        search(recording, costs, longest=4, limits=Limits(bytes=99), column_bytes=100)
     with pytest.raises(ValueError, match="bytes=0"):
         Limits(bytes=0)
+
+
+def test_rules_derived_from_costs_keep_to_the_limits(tuned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, result = tuned
+    long = Setting(2, 4, stop=StopRule((0.0,)))
+    monkeypatch.setattr(search_module, "_ruled_settings", lambda *_: [long])
+    monkeypatch.setattr(search_module, "_SIMPLER", 2.0)  # a rule that is as good would be taken
+    limits = Limits(bytes=100 * 3)
+    found = search(result.recording, result.profile.costs, longest=4, limits=limits, column_bytes=100)
+    assert found.setting.draft_length <= 2
+
+
+def test_what_was_asked_for_is_in_the_profile(llama: Any) -> None:
+    limits = Limits(bytes=10**9)
+    profile = tune(llama, PROMPTS, limits=limits, batch=2, **QUICK).profile
+    assert profile.limits == limits
+    assert profile.conditions["batch"] == 2
+    assert [fit.rows for fit in profile.costs.fits] == [1, 2]
+    assert profile.tokens[2][0] == 1
+    assert profile.longest == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"longest": 100}, "longest=100: allowed is a whole number, 1 to 64"),
+        ({"repeats": 0}, "repeats=0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"batch": True}, "batch=True"),
+        ({"seed": "a"}, "seed='a'"),
+        ({"limits": 3}, "limits=3"),
+        ({"generate_arguments": [1]}, "keywords of generate"),
+        ({"generate_arguments": {"logits_processor": [object()]}}, "no value that a profile can hold"),
+        ({"generate_arguments": {"num_return_sequences": 2}}, "num_return_sequences=2, allowed is 1"),
+        ({"generate_arguments": {"max_new_tokens": 2}}, "is set by tuning itself"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_measured(
+    llama: Any, options: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        tune(llama, PROMPTS, advance=lambda *_: pytest.fail("it has begun"), **options)
+
+
+def test_options_are_greedy_unless_they_say_otherwise() -> None:
+    assert TuneOptions().generate_arguments == {"do_sample": False}
+    assert TuneOptions(generate_arguments={"do_sample": True}).generate_arguments == {"do_sample": True}
 
 
 def test_a_rule_from_costs_drafts_on_only_where_it_pays(tuned: Any) -> None:
@@ -59,12 +119,6 @@ def test_a_rule_from_costs_drafts_on_only_where_it_pays(tuned: Any) -> None:
     assert min(strict.thresholds) > 0.5
     counts = replay(tuned[1].recording, [Setting(3, 4, stop=rule) for rule in (generous, strict)])
     assert counts.drafted_most[1].sum() <= counts.drafted_most[0].sum()
-
-
-def test_calibration_brings_stated_and_true_chances_together(tuned: Any) -> None:
-    for exit_layer in (1, 2, 3):
-        calibration = calibrate(tuned[1].recording, exit_layer)
-        assert calibration.error <= calibration.raw_error + 1e-9
 
 
 def test_no_prompts_are_refused(llama: Any) -> None:
@@ -81,9 +135,40 @@ def test_no_prompts_are_refused(llama: Any) -> None:
         llama.speculation.tune([[1]], workload=" ")
 
 
+def test_a_tokenizers_output_is_taken_without_its_padding() -> None:
+    encoded = {"input_ids": torch.tensor([[0, 5, 6], [7, 8, 9]]), "attention_mask": [[0, 1, 1], [1, 1, 1]]}
+    assert token_ids(BatchEncoding(encoded)) == [[5, 6], [7, 8, 9]]
+    assert token_ids({"input_ids": [[5, 6], [7]]}) == [[5, 6], [7]]
+    assert token_ids([torch.tensor([[5, 6]]), torch.tensor([7])]) == [[5, 6], [7]]
+    assert token_ids(torch.tensor([[5, 6], [7, 8]])) == [[5, 6], [7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "complaint"),
+    [
+        ({"a": [[5]]}, "prompts have a"),
+        ([{"input_ids": [5]}], "prompt 0 is a dict"),
+        ([[5], torch.tensor([[5, 6], [7, 8]])], "prompt 1 is not one prompt"),
+        ([[[5, 6], [7]]], "prompt 0 is not one prompt"),
+        ([5, 6], "prompt 0 is not one prompt"),
+    ],
+)
+def test_prompts_in_a_form_that_could_be_misread_are_refused(prompts: Any, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        token_ids(prompts)
+
+
+def test_other_generators_are_left_alone(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda *_: pytest.fail("the GPU's generator"))
+    torch.default_generator.manual_seed(5)
+    before = torch.default_generator.get_state()
+    record(llama, [[5, 6]], max_new_tokens=4, generate_arguments={"do_sample": True})
+    assert torch.equal(torch.default_generator.get_state(), before)
+
+
 def test_one_prompt_is_enough(llama: Any) -> None:
     profile = tune(llama, [[5, 6, 7]], **QUICK).profile
-    assert profile.prediction["interval"] == pytest.approx([profile.prediction["tokens_per_second"]] * 2)
+    assert profile.prediction.interval == pytest.approx((profile.prediction.tokens_per_second,) * 2)
 
 
 def test_prompts_that_are_longer_than_the_model_are_left_out_or_refused(llama: Any) -> None:
@@ -99,6 +184,21 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(llama: Any, 
     selfspec.wrap(llama)
     with pytest.raises(OSError):
         llama.speculation.tune(PROMPTS, save=tmp_path / "file" / "p.json", advance=None)
+
+
+def test_any_name_of_a_file_is_one(llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    selfspec.wrap(llama)
+    profile = llama.speculation.tune(PROMPTS, workload="code", save="kept", **QUICK)
+    assert Profile.load(tmp_path / "kept") == profile
+    llama.speculation.tune(PROMPTS, workload="code", save=None, **QUICK)
+    assert not store.profiles_folder().exists()
+
+
+def test_a_folder_in_place_of_a_file_is_refused_before_the_work(llama: Any, tmp_path: Path) -> None:
+    selfspec.wrap(llama)
+    with pytest.raises(IsADirectoryError, match="name a file in it"):
+        llama.speculation.tune(PROMPTS, save=tmp_path, advance=None)
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning_only(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from selfspec.shapes import ShapePlan
-from selfspec.tuning.round_costs import Cell, CostModel, Timing, default_cells, fit_costs, relative_error
-from selfspec.tuning.timing import time_rounds
+from selfspec.tuning import fitting
+from selfspec.tuning.cost_model import Cell, CostModel, Timing, default_cells
+from selfspec.tuning.fitting import fit_costs, relative_error
+from selfspec.tuning.timing import lengthened, long_context, time_rounds
 
 LAYERS = 8
 SHAPES = ShapePlan(bad_widths=frozenset({1}), key_quantum=64)
@@ -97,3 +100,58 @@ def test_rounds_of_every_cell_are_timed_within_ordinary_calls(llama: Any) -> Non
 def test_rounds_of_a_batch_are_timed_together(llama: Any) -> None:
     timings = time_rounds(llama, [[5, 6, 7], [8, 9]], [Cell(2, 2)], rows=2, max_new_tokens=24, repeats=3)
     assert [timing.rows for timing in timings] == [2]
+
+
+def test_no_part_of_a_round_is_fitted_to_less_than_no_time() -> None:
+    # On this machine longer contexts and wider passes seem to take less time: noise, told as it came.
+    timings = []
+    for i, cell in enumerate(default_cells(LAYERS, 8, long_context=600)):
+        timing = made_up(cell, context=cell.context or 100, noise=1 + 0.05 * (-1) ** i)
+        less = timing.round_seconds * (0.7 if cell.context else 1.0)
+        timings.append(replace(timing, round_seconds=less, draft_seconds=min(timing.draft_seconds, less / 2)))
+    costs = fit_costs(timings, LAYERS, SHAPES)
+    assert min(*costs.fits[0].draft, *costs.fits[0].rest) >= 0
+    far = costs.round_seconds(torch.arange(1, LAYERS)[:, None], torch.arange(9)[None], context=100_000)
+    assert float(far.min()) > 0
+
+
+def test_fits_are_those_of_non_negative_least_squares() -> None:
+    optimize = pytest.importorskip("scipy.optimize")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        terms = torch.rand(30, 5, generator=generator, dtype=torch.float64)
+        seconds = terms @ (torch.rand(5, generator=generator, dtype=torch.float64) - 0.3).clamp(min=0)
+        seconds += 0.05 * torch.rand(30, generator=generator, dtype=torch.float64)
+        found = fitting._least_squares(terms, seconds, torch.ones(30, dtype=torch.float64))
+        _, best = optimize.nnls(terms.numpy(), seconds.numpy())
+        assert bool((found >= 0).all())
+        assert float((terms @ found - seconds).norm()) <= 1.02 * best
+
+
+def test_contexts_that_hardly_differ_say_nothing_of_context() -> None:
+    cells = default_cells(LAYERS, 8)
+    timings = [
+        made_up(cell, context=100 + 40 * (i % 2), noise=1 + 0.2 * (i % 2)) for i, cell in enumerate(cells)
+    ]
+    fit = fit_costs(timings, LAYERS, SHAPES).fits[0]
+    assert fit.draft[-1] == fit.rest[-1] == 0
+
+
+def test_rounds_at_a_long_context_are_timed_beside_the_others(llama: Any) -> None:
+    prompts = [[5, 6, 7], [8, 9]]
+    long = long_context(prompts, 24, llama.config.max_position_embeddings)
+    assert long == 256 - 24
+    timings = time_rounds(llama, prompts, default_cells(4, 4, long), max_new_tokens=24, repeats=2)
+    contexts = {bool(t.cell.context): t.context for t in timings}
+    assert contexts[True] >= long > 4 * contexts[False]
+    costs = fit_costs(timings, 4, SHAPES)
+    assert costs.contexts[1] >= long
+    assert costs.outside(1, 100) == []
+    assert "batch 2" in costs.outside(2, 100)[0]
+    assert "1000 tokens of context" in costs.outside(1, 1000)[0]
+
+
+def test_a_model_without_room_is_not_timed_at_a_long_context() -> None:
+    assert long_context([[1] * 100], 100, 256) == 0
+    assert long_context([[1] * 100], 100, None) == 600
+    assert lengthened([1, 2, 3], 7) == [1, 2, 3, 1, 2, 3, 1]

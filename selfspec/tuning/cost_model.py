@@ -1,4 +1,4 @@
-"""What a round of early exit drafts costs: a linear model of its parts, fitted to timed rounds.
+"""What a round of early exit drafts costs: a linear model of its parts (`fitting` fits it to timed rounds).
 
 A round of K drafts at exit layer E runs K exit heads and (K + 1) E layers one token wide, then L - E layers
 and the head m = K + 1 tokens wide (padded to a safe width). Time per layer grows with the keys that it reads.
@@ -9,15 +9,12 @@ passes, timed within the time that wrapping takes.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from selfspec.shapes import ShapePlan
 
 DRAFT_TERMS = ("draft", "step", "step layer", "stop check", "step layer and 1k keys")
 REST_TERMS = ("round", "column", "layer", "layer and column", "layer and 1k keys")
@@ -31,6 +28,8 @@ class Cell:
     draft_length: int
     checked: bool = False
     """Whether a stop rule looks at every draft token."""
+    context: int = 0
+    """Tokens that prompts are lengthened to; 0: as they are."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,13 @@ class Fit:
     rest: tuple[float, ...]
     """One for each of REST_TERMS."""
 
+    def __post_init__(self) -> None:
+        for terms, values in ((DRAFT_TERMS, self.draft), (REST_TERMS, self.rest)):
+            if len(values) != len(terms) or not all(0 <= value < math.inf for value in values):
+                raise ValueError(f"{values}: allowed are seconds of 0 or more for {', '.join(terms)}")
+        if not any((*self.draft, *self.rest)):
+            raise ValueError("a fit in which nothing costs any time")
+
 
 @dataclass(frozen=True)
 class CostModel:
@@ -67,9 +73,27 @@ class CostModel:
     widths: tuple[tuple[int, tuple[int, ...]], ...]
     """Per batch size: the padded width of a pass over 0, 1, 2, … tokens."""
     key_quantum: int
+    contexts: tuple[float, float]
+    """Fewest and most cached tokens that rounds were timed at."""
     residual: float
     """Median of |predicted - measured| / measured over the timed cells."""
     worst_residual: float
+
+    def __post_init__(self) -> None:
+        if not self.fits or [fit.rows for fit in self.fits] != [rows for rows, _ in self.widths]:
+            raise ValueError("fits: at least one is needed, and widths for each")
+        if self.n_layers < 2 or self.key_quantum < 1 or min(len(table) for _, table in self.widths) < 3:
+            raise ValueError("n_layers, key_quantum or widths: too small")
+
+    def outside(self, rows: int, context: float) -> list[str]:
+        """What of a call lies outside what was timed, in words."""
+        batches, (least, most) = [fit.rows for fit in self.fits], self.contexts
+        found = []
+        if not batches[0] <= rows <= batches[-1]:
+            found.append(f"batch {rows}, timed were {batches[0]} to {batches[-1]}")
+        if not least / 2 <= context <= most * 2:
+            found.append(f"about {context:.0f} tokens of context, timed were {least:.0f} to {most:.0f}")
+        return found
 
     def round_seconds(
         self,
@@ -96,7 +120,7 @@ class CostModel:
     @property
     def step_seconds(self) -> float:
         """Seconds of a draft step without its layers, at the smallest batch: head and choice."""
-        return max(self.fits[0].draft[1], 0.0)
+        return self.fits[0].draft[1]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -107,7 +131,7 @@ class CostModel:
         """The inverse of `as_dict`."""
         fits = tuple(Fit(f["rows"], tuple(f["draft"]), tuple(f["rest"])) for f in data["fits"])
         widths = tuple((rows, tuple(table)) for rows, table in data["widths"])
-        return cls(**{**data, "fits": fits, "widths": widths})
+        return cls(**{**data, "fits": fits, "widths": widths, "contexts": tuple(data["contexts"])})
 
     def _at(
         self,
@@ -122,7 +146,7 @@ class CostModel:
         )
         keys = (t / self.key_quantum).ceil() * self.key_quantum
         width = self._width(fit.rows, k)
-        draft, rest = _terms(e, k, width, keys, c, self.n_layers)
+        draft, rest = terms_of(e, k, width, keys, c, self.n_layers)
         seconds = draft @ torch.tensor(fit.draft, dtype=torch.float64)
         return seconds + rest @ torch.tensor(fit.rest, dtype=torch.float64)
 
@@ -134,8 +158,8 @@ class CostModel:
         return table[below + 1] * (1 - share) + table[(below + 2).clamp(max=len(table) - 1)] * share
 
 
-def default_cells(n_layers: int, longest: int) -> list[Cell]:
-    """Cells that span exits and draft lengths, and a few with a stop rule.
+def default_cells(n_layers: int, longest: int, long_context: int = 0) -> list[Cell]:
+    """Cells that span exits and draft lengths, a few with a stop rule, and a few at a long context.
 
     Long drafts from a late exit take the most time and are never chosen: such exits get short ones only.
     """
@@ -144,47 +168,12 @@ def default_cells(n_layers: int, longest: int) -> list[Cell]:
     cells = [Cell(e, k) for e in shallow for k in lengths]
     if n_layers - 1 not in shallow:
         cells += [Cell(n_layers - 1, k) for k in lengths[:3]]
-    return cells + [Cell(e, k, checked=True) for e in shallow[:2] for k in {max(lengths)} - {0}]
+    cells += [Cell(e, k, checked=True) for e in shallow[:2] for k in {max(lengths)} - {0}]
+    ends = {0, max(lengths)} if long_context else set()
+    return cells + [Cell(e, k, context=long_context) for e in {1, shallow[-1]} for k in sorted(ends)]
 
 
-def fit_costs(timings: Sequence[Timing], n_layers: int, shapes: ShapePlan, longest: int = 64) -> CostModel:
-    """Least squares on relative errors, per batch size; a cell far off the first fit is not in the second.
-
-    Raises:
-        ValueError: there is nothing to fit to.
-    """
-    if not timings:
-        raise ValueError("no round was timed: the texts are too short for the draft lengths asked for")
-    batches = sorted({timing.rows for timing in timings})
-    widths = tuple(
-        (rows, tuple(shapes.width(rows, max(n, 1)) for n in range(longest + 3))) for rows in batches
-    )
-    fits = []
-    for rows in batches:
-        own = [timing for timing in timings if timing.rows == rows]
-        draft, rest = _fit(own, n_layers, shapes)
-        fits.append(Fit(rows, draft, rest))
-    model = CostModel(n_layers, tuple(fits), widths, shapes.key_quantum, 0.0, 0.0)
-    errors = [abs(relative_error(model, timing)) for timing in timings]
-    return CostModel(
-        n_layers, tuple(fits), widths, shapes.key_quantum, statistics.median(errors), max(errors)
-    )
-
-
-def relative_error(model: CostModel, timing: Timing) -> float:
-    """(predicted - measured) / measured of a timed cell's round."""
-    cell = timing.cell
-    predicted = model.round_seconds(
-        cell.exit_layer,
-        cell.draft_length,
-        rows=timing.rows,
-        context=timing.context,
-        checked=cell.checked,
-    )
-    return float(predicted) / timing.round_seconds - 1
-
-
-def _terms(
+def terms_of(
     e: Tensor, k: Tensor, width: Tensor, keys: Tensor, checked: Tensor, n_layers: int
 ) -> tuple[Tensor, Tensor]:
     """What each coefficient is multiplied with, [..., DRAFT_TERMS] and [..., REST_TERMS]."""
@@ -192,42 +181,3 @@ def _terms(
     draft = torch.stack([one, k, early, k * checked, early * thousands], dim=-1)
     rest = torch.stack([one, width, late, late * width, late * thousands], dim=-1)
     return draft, rest
-
-
-def _fit(
-    timings: Sequence[Timing], n_layers: int, shapes: ShapePlan
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    rows = timings[0].rows
-    columns = [
-        [t.cell.exit_layer for t in timings],
-        [t.cell.draft_length for t in timings],
-        [shapes.width(rows, t.cell.draft_length + 1) for t in timings],
-        [shapes.key_length(int(t.context)) for t in timings],
-        [t.cell.checked for t in timings],
-    ]
-    e, k, width, keys, checked = (torch.tensor(column, dtype=torch.float64) for column in columns)
-    draft_terms, rest_terms = _terms(e, k, width, keys, checked, n_layers)
-    if keys.min() == keys.max():  # nothing to learn of context here, and nothing to blame on it
-        draft_terms[:, -1], rest_terms[:, -1] = 0, 0
-    draft_seconds = torch.tensor([t.draft_seconds for t in timings], dtype=torch.float64)
-    rest_seconds = torch.tensor([t.round_seconds - t.draft_seconds for t in timings], dtype=torch.float64)
-    whole = draft_seconds + rest_seconds
-    return (
-        _robust_least_squares(draft_terms, draft_seconds, 1 / whole),
-        _robust_least_squares(rest_terms, rest_seconds, 1 / whole),
-    )
-
-
-def _robust_least_squares(terms: Tensor, seconds: Tensor, weight: Tensor) -> tuple[float, ...]:
-    """Twice: the second time without what lies more than four median residuals off the first."""
-    first = _least_squares(terms, seconds, weight)
-    residual = ((terms @ first - seconds) * weight).abs()
-    kept = residual <= 4 * residual.median() + 1e-9
-    if int(kept.sum()) <= terms.shape[1]:
-        return tuple(first.tolist())
-    return tuple(_least_squares(terms[kept], seconds[kept], weight[kept]).tolist())
-
-
-def _least_squares(terms: Tensor, seconds: Tensor, weight: Tensor) -> Tensor:
-    scale = (terms * weight[:, None]).norm(dim=0).clamp(min=1e-30)
-    return torch.linalg.pinv(terms * weight[:, None] / scale, rtol=1e-6) @ (seconds * weight) / scale

@@ -1,0 +1,159 @@
+"""Races of the tuner's benchmark: whole calls of several ways to generate, in turn."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+import selfspec
+from selfspec.stats import Stats
+from selfspec.tuning.profile import Profile
+from selfspec.tuning.replay import Setting
+from selfspec.tuning.validate import run_setting
+
+CANDIDATES = 4
+"""Single settings for all workloads that run against each workload's own."""
+
+Run = Callable[[list[int]], Stats]
+
+
+def race(runs: Mapping[str, Run], prompts: Sequence[list[int]], repeats: int) -> dict[str, list[float]]:
+    """Seconds per token of every run on every prompt, in turn; who goes first moves on."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for name in names:  # warm
+        runs[name](prompts[0])
+    for turn in range(repeats * len(prompts)):
+        for i in range(len(names)):
+            name = names[(turn + i) % len(names)]
+            stats = runs[name](prompts[turn % len(prompts)])
+            seconds[name].append(stats.seconds / stats.tokens)
+    return seconds
+
+
+def fixed(model: Any, setting: Setting, **arguments: Any) -> Run:
+    """Runs of one setting."""
+    return lambda prompt: run_setting(model, [prompt], setting, **arguments)
+
+
+def following(model: Any, settings: dict[str, Any], **arguments: Any) -> Run:
+    """Runs of the model as it is wrapped with these settings; what it learns it keeps from call to call."""
+    speculation = selfspec.wrap(model, **settings).speculation
+
+    def run(prompt: list[int]) -> Stats:
+        model.speculation = speculation
+        torch.manual_seed(0)
+        model.generate(torch.tensor([prompt]), pad_token_id=0, **arguments)
+        return speculation.stats
+
+    return run
+
+
+def single_setting(
+    model: Any,
+    swept: Mapping[str, Mapping[tuple[int, int], float]],
+    profiles: Mapping[str, Profile],
+    prompts: Mapping[str, Sequence[list[int]]],
+    repeats: int,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Each workload's own setting, fixed and followed, against the best fixed one for all of them.
+
+    Args:
+        swept: workload -> (E, K) -> tokens per second; (1, 0) is AR.
+    """
+    common = set.intersection(*(set(own) for own in swept.values()))
+    # Harmonic mean of speeds over AR: as much text of each workload.
+    ranked = sorted(common, key=lambda at: sum(own[1, 0] / own[at] for own in swept.values()))
+    candidates = {f"{e}, {k}": Setting(e, k) for e, k in ranked[:CANDIDATES]}
+    seconds: dict[str, dict[str, list[float]]] = {}
+    for name, profile in profiles.items():
+        settings = {"AR": Setting(1, 0), "tuned": profile.setting, **candidates}
+        runs = {run: fixed(model, setting, **arguments) for run, setting in settings.items()}
+        runs["profile"] = following(model, {"profile": profile}, **arguments)
+        seconds[name] = race(runs, prompts[name], repeats)
+        selfspec.unwrap(model)
+    totals = {name: {run: sum(times) for run, times in own.items()} for name, own in seconds.items()}
+    single = min(candidates, key=lambda run: sum(own[run] / own["AR"] for own in totals.values()))
+    return {
+        "single": single,
+        "speedup_of_single": {name: own["AR"] / own[single] for name, own in totals.items()},
+        "tuned_over_single": {name: own[single] / own["tuned"] for name, own in totals.items()},
+        "profile_over_single": {name: own[single] / own["profile"] for name, own in totals.items()},
+        "seconds_per_token": seconds,
+    }
+
+
+def random_twin(model: Any) -> Any:
+    """A model of the same shape with random weights, whose exits are useless."""
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = False
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        twin: Any = type(model)(config)
+        # As it is initialised, a model repeats one token and all its exits agree on it: draw larger weights.
+        for module in twin.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.normal_(std=2 * module.in_features**-0.5)
+            elif isinstance(module, torch.nn.Embedding):
+                module.weight.normal_()
+    twin.generation_config.eos_token_id = None
+    return twin.to(model.dtype).eval()
+
+
+def over_ar(
+    model: Any,
+    ways: Mapping[str, dict[str, Any]],
+    prompts: Sequence[list[int]],
+    repeats: int,
+    **arguments: Any,
+) -> dict[str, list[float]]:
+    """Speed of whole calls over AR, run by run, of the model wrapped in several ways."""
+    runs = {name: following(model, settings, **arguments) for name, settings in ways.items()}
+    seconds = race({"AR": fixed(model, Setting(1, 0), **arguments), **runs}, prompts, repeats)
+    selfspec.unwrap(model)
+    plain = seconds.pop("AR")
+    return {name: [ar / own for ar, own in zip(plain, times, strict=True)] for name, times in seconds.items()}
+
+
+class Timed:
+    """A pacer, and the seconds that it takes."""
+
+    def __init__(self, pacer: Any) -> None:
+        self._pacer = pacer
+        self.seconds = 0.0
+
+    def draft_length(self, remaining: int) -> int:
+        began = time.perf_counter()
+        length: int = self._pacer.draft_length(remaining)
+        self.seconds += time.perf_counter() - began
+        return length
+
+    def observe(self, length: int, tokens: float, seconds: float) -> None:
+        began = time.perf_counter()
+        self._pacer.observe(length, tokens, seconds)
+        self.seconds += time.perf_counter() - began
+
+
+def deciding(
+    model: Any, profile: Profile, prompts: Sequence[list[int]], **arguments: Any
+) -> dict[str, float]:
+    """Time of the controller's decisions within real calls under a profile, as a share of all rounds."""
+    speculation = selfspec.wrap(model, profile=profile).speculation
+    own, pacers = speculation.strategy, []
+
+    def timed(*given: Any) -> Any:
+        drafter, pacer, stats, reading = own(*given)
+        pacers.append(Timed(pacer))
+        return drafter, pacers[-1], stats, reading
+
+    speculation.strategy = timed
+    for prompt in prompts:
+        model.generate(torch.tensor([prompt]), pad_token_id=0, **arguments)
+    selfspec.unwrap(model)
+    seconds, total = sum(pacer.seconds for pacer in pacers), speculation.total
+    return {"share": seconds / total.round_seconds, "seconds_per_round": seconds / total.rounds}

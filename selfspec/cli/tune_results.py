@@ -1,0 +1,56 @@
+"""Results of `selfspec tune`: as JSON, and as one table of all workloads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from selfspec.tuning.tune import Tuned
+    from selfspec.tuning.validate import Comparison
+
+    Results: TypeAlias = list[tuple[Tuned, list[Comparison]]]
+
+
+def as_dict(results: Results) -> dict[str, Any]:
+    """Profiles and all that led to them, by workload."""
+    return {
+        tuned.profile.workload: {
+            "profile": tuned.profile.as_dict(),
+            "seconds": dict(tuned.seconds),
+            "surface": tuned.found.surface,
+            "agreement": dict(zip(tuned.recording.exits, tuned.recording.agreement, strict=True)),
+            "calibration": asdict(tuned.calibration),
+            "calibration_errors": tuned.calibration_errors,
+            "measured": [asdict(c) | {"error": c.error} for c in comparisons],
+        }
+        for tuned, comparisons in results
+    }
+
+
+def table(results: Results) -> Table:
+    """A line per workload."""
+    from rich.table import Table
+
+    table = Table(title="chosen settings", title_justify="left", caption_justify="left")
+    table.caption = (
+        "tokens/s without prefill; interval: bootstrap over prompts; measured: beside its prediction"
+    )
+    for title in ("workload", "setting", "tokens/s", "over AR", "acceptance length", "measured", "seconds"):
+        table.add_column(title, justify="left" if title in ("workload", "setting") else "right")
+    for tuned, comparisons in results:
+        prediction = tuned.profile.prediction
+        low, high = prediction.speedup_interval
+        first = comparisons[0] if comparisons else None
+        table.add_row(
+            tuned.profile.workload,
+            str(tuned.profile.setting),
+            f"{prediction.tokens_per_second:.1f}",
+            f"{prediction.speedup:.2f} ({low:.2f}-{high:.2f})",
+            f"{prediction.acceptance_length:.2f}",
+            "" if first is None else f"{first.measured:.1f} / {first.predicted:.1f}",
+            f"{sum(tuned.seconds.values()):.1f}",
+        )
+    return table

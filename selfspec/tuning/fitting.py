@@ -1,0 +1,104 @@
+"""A cost model from timed rounds: robust least squares, with no part of a round below zero."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from selfspec.shapes import ShapePlan
+from selfspec.tuning.cost_model import CostModel, Fit, Timing, terms_of
+
+_TELLING = 2.0
+"""Timed contexts must differ by this factor to say anything of a layer's time by keys."""
+
+
+def fit_costs(timings: Sequence[Timing], n_layers: int, shapes: ShapePlan, longest: int = 64) -> CostModel:
+    """Least squares on relative errors, per batch size; a cell far off the first fit is not in the second.
+
+    No part of a round takes less than no time: coefficients are 0 or more, so that no prediction is negative.
+
+    Raises:
+        ValueError: there is nothing to fit to.
+    """
+    if not timings:
+        raise ValueError("no round was timed: the texts are too short for the draft lengths asked for")
+    batches = sorted({timing.rows for timing in timings})
+    widths = tuple(
+        (rows, tuple(shapes.width(rows, max(n, 1)) for n in range(longest + 3))) for rows in batches
+    )
+    fits = []
+    for rows in batches:
+        own = [timing for timing in timings if timing.rows == rows]
+        draft, rest = _fit(own, n_layers, shapes)
+        fits.append(Fit(rows, draft, rest))
+    contexts = [timing.context for timing in timings]
+    timed = min(contexts), max(contexts)
+    model = CostModel(n_layers, tuple(fits), widths, shapes.key_quantum, timed, 0.0, 0.0)
+    errors = [abs(relative_error(model, timing)) for timing in timings]
+    return replace(model, residual=statistics.median(errors), worst_residual=max(errors))
+
+
+def relative_error(model: CostModel, timing: Timing) -> float:
+    """(predicted - measured) / measured of a timed cell's round."""
+    cell = timing.cell
+    predicted = model.round_seconds(
+        cell.exit_layer,
+        cell.draft_length,
+        rows=timing.rows,
+        context=timing.context,
+        checked=cell.checked,
+    )
+    return float(predicted) / timing.round_seconds - 1
+
+
+def _fit(
+    timings: Sequence[Timing], n_layers: int, shapes: ShapePlan
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    rows = timings[0].rows
+    columns = [
+        [t.cell.exit_layer for t in timings],
+        [t.cell.draft_length for t in timings],
+        [shapes.width(rows, t.cell.draft_length + 1) for t in timings],
+        [shapes.key_length(int(t.context)) for t in timings],
+        [t.cell.checked for t in timings],
+    ]
+    e, k, width, keys, checked = (torch.tensor(column, dtype=torch.float64) for column in columns)
+    draft_terms, rest_terms = terms_of(e, k, width, keys, checked, n_layers)
+    if keys.max() < _TELLING * keys.min():  # nothing to learn of context here, and nothing to blame on it
+        draft_terms[:, -1], rest_terms[:, -1] = 0, 0
+    draft_seconds = torch.tensor([t.draft_seconds for t in timings], dtype=torch.float64)
+    rest_seconds = torch.tensor([t.round_seconds - t.draft_seconds for t in timings], dtype=torch.float64)
+    whole = draft_seconds + rest_seconds
+    return (
+        _robust_least_squares(draft_terms, draft_seconds, 1 / whole),
+        _robust_least_squares(rest_terms, rest_seconds, 1 / whole),
+    )
+
+
+def _robust_least_squares(terms: Tensor, seconds: Tensor, weight: Tensor) -> tuple[float, ...]:
+    """Twice: the second time without what lies more than four median residuals off the first."""
+    first = _least_squares(terms, seconds, weight)
+    residual = ((terms @ first - seconds) * weight).abs()
+    kept = residual <= 4 * residual.median() + 1e-9
+    if int(kept.sum()) <= terms.shape[1]:
+        return tuple(first.tolist())
+    return tuple(_least_squares(terms[kept], seconds[kept], weight[kept]).tolist())
+
+
+def _least_squares(terms: Tensor, seconds: Tensor, weight: Tensor) -> Tensor:
+    """Coefficients of 0 or more: while some come out negative, the worst is 0 and the others refit."""
+    scale = (terms * weight[:, None]).norm(dim=0).clamp(min=1e-30)
+    scaled, found = terms * weight[:, None] / scale, terms.new_zeros(terms.shape[1])
+    used = torch.ones(terms.shape[1], dtype=torch.bool)
+    while bool(used.any()):
+        found = terms.new_zeros(terms.shape[1])
+        found[used] = torch.linalg.pinv(scaled[:, used], rtol=1e-6) @ (seconds * weight)
+        # Rounding around 0 is no sign of anything.
+        if bool((found >= -1e-9 * found.abs().max()).all()):
+            break
+        used[int(found.argmin())] = False
+    return found.clamp(min=0) / scale
