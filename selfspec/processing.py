@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from transformers.generation import logits_process
 
 from selfspec.rows import Rows
 
-_NAMES = (
+_PREFIX_FREE_NAMES = (
     "TemperatureLogitsWarper",
     "TopKLogitsWarper",
     "TopPLogitsWarper",
@@ -23,8 +24,50 @@ _NAMES = (
     "InfNanRemoveLogitsProcessor",
     "SuppressTokensLogitsProcessor",
 )
-_PREFIX_FREE = frozenset(getattr(logits_process, name) for name in _NAMES if hasattr(logits_process, name))
+_PREFIX_NAMES = (
+    "MinLengthLogitsProcessor",
+    "MinNewTokensLengthLogitsProcessor",
+    "RepetitionPenaltyLogitsProcessor",
+    "EncoderRepetitionPenaltyLogitsProcessor",
+    "NoRepeatNGramLogitsProcessor",
+    "EncoderNoRepeatNGramLogitsProcessor",
+    "SequenceBiasLogitsProcessor",
+    "NoBadWordsLogitsProcessor",
+    "PrefixConstrainedLogitsProcessor",
+    "ForcedBOSTokenLogitsProcessor",
+    "ForcedEOSTokenLogitsProcessor",
+    "ExponentialDecayLengthPenalty",
+    "SuppressTokensAtBeginLogitsProcessor",
+    "WatermarkLogitsProcessor",
+)
+
+
+def _classes(names: Sequence[str]) -> frozenset[type]:
+    return frozenset(getattr(logits_process, name) for name in names if hasattr(logits_process, name))
+
+
+_PREFIX_FREE = _classes(_PREFIX_FREE_NAMES)
 """Processors that look at the scores alone: they take all positions in one call."""
+_ROWWISE = _PREFIX_FREE | _classes(_PREFIX_NAMES)
+"""Processors whose answer for a row depends on that row alone, and on no call before."""
+
+Marked = TypeVar("Marked")
+
+
+def rowwise(processor: Marked) -> Marked:
+    """Mark a logits processor or stopping criterion of your own, a class of them, or a function; returns it.
+
+    You say so that its answer for a row depends on that row's tokens and scores alone: not on other rows,
+    and not on earlier calls. Then it may be asked about drafted tokens, one row at a time, in any order.
+    What is not marked is left to the model's own generate, with a warning.
+    """
+    processor.rowwise = True  # type: ignore[attr-defined]
+    return processor
+
+
+def is_rowwise(processor: object) -> bool:
+    """Whether a processor may be asked row by row: one of transformers' own that is known, or marked."""
+    return type(processor) in _ROWWISE or bool(getattr(processor, "rowwise", False))
 
 
 class Processors:
@@ -63,21 +106,30 @@ class Processors:
                 # The row's scratch columns take the candidates, so that a prefix is one piece.
                 rows.sequences[row, end : end + len(path)] = drafted[i, list(path)]
                 prefix = rows.sequences[row : row + 1, : end + len(path)]
-                out[i, j] = self._of_row(row)(prefix, scores[i, j][None].clone())[0]
+                out[i, j] = self._of_row(row, len(rows.generated))(prefix, scores[i, j][None].clone())[0]
         return out
 
-    def _of_row(self, row: int) -> LogitsProcessorList:
-        """The processors as they are for one row of the batch."""
+    def _of_row(self, row: int, rows: int) -> LogitsProcessorList:
+        """The processors as they are for one row of a batch of so many."""
         if row not in self._rows:
-            self._rows[row] = LogitsProcessorList(_for_row(processor, row) for processor in self._list)
+            self._rows[row] = LogitsProcessorList(_for_row(processor, row, rows) for processor in self._list)
         return self._rows[row]
 
 
-def _for_row(processor: object, row: int) -> object:
-    """One row's processor: the repetition penalty knows how far every row of the batch is padded."""
-    lengths = getattr(processor, "prompt_ignore_length", None)
-    if not isinstance(lengths, Tensor):
-        return processor
+def _for_row(processor: Any, row: int, rows: int) -> Any:
+    """One row's processor, where it knows the rows of the batch by their place."""
     own = copy.copy(processor)
-    own.prompt_ignore_length = lengths[row : row + 1]  # type: ignore[attr-defined]
+    if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
+        own.prompt_ignore_length = processor.prompt_ignore_length[row : row + 1]
+    elif hasattr(processor, "encoder_input_ids"):
+        prompt = row * len(processor.encoder_input_ids) // rows  # several rows may share a prompt
+        own.encoder_input_ids = processor.encoder_input_ids[prompt : prompt + 1]
+    elif hasattr(processor, "generated_ngrams"):
+        prompt = row * processor.batch_size // rows
+        own.generated_ngrams, own.batch_size = processor.generated_ngrams[prompt : prompt + 1], 1
+    elif hasattr(processor, "_prefix_allowed_tokens_fn"):
+        allowed = processor._prefix_allowed_tokens_fn
+        own._prefix_allowed_tokens_fn = lambda _, prefix: allowed(row, prefix)
+    else:
+        return processor
     return own
