@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
+from selfspec.round import NOTHING
 from selfspec.rows import Rows
 
 _PREFIX_FREE_NAMES = (
@@ -50,6 +51,8 @@ _PREFIX_FREE = _classes(_PREFIX_FREE_NAMES)
 """Processors that look at the scores alone: they take all positions in one call."""
 _ROWWISE = _PREFIX_FREE | _classes(_PREFIX_NAMES)
 """Processors whose answer for a row depends on that row alone, and on no call before."""
+_CONSTRAINTS = _classes(("PrefixConstrainedLogitsProcessor",))
+"""Processors of which some prefixes must not be asked about: those that they do not allow."""
 
 Marked = TypeVar("Marked")
 
@@ -82,6 +85,8 @@ class Processors:
         self._list = LogitsProcessorList(processors)
         self._rows: dict[int, LogitsProcessorList] = {}
         self.reads_prefix = any(type(processor) not in _PREFIX_FREE for processor in processors)
+        constrained = any(type(processor) not in _ROWWISE - _CONSTRAINTS for processor in processors)
+        self._ruled_out = _RuledOut() if constrained else None
 
     def __call__(
         self, logits: Tensor, rows: Rows, candidates: Tensor, paths: Sequence[Sequence[int]]
@@ -103,10 +108,15 @@ class Processors:
         drafted = candidates.clamp(min=0)
         for i, (row, end) in enumerate(zip(rows.active, rows.ends(), strict=True)):
             for j, path in enumerate(paths):
+                if self._ruled_out is not None and self._ruled_out(row, end, candidates[i, list(path)]):
+                    out[i, j] = scores[i, j]
+                    continue
                 # The row's scratch columns take the candidates, so that a prefix is one piece.
                 rows.sequences[row, end : end + len(path)] = drafted[i, list(path)]
                 prefix = rows.sequences[row : row + 1, : end + len(path)]
                 out[i, j] = self._of_row(row, len(rows.generated))(prefix, scores[i, j][None].clone())[0]
+                if self._ruled_out is not None:
+                    self._ruled_out.note(row, candidates[i, list(path)], out[i, j])
         return out
 
     def _of_row(self, row: int, rows: int) -> LogitsProcessorList:
@@ -114,6 +124,36 @@ class Processors:
         if row not in self._rows:
             self._rows[row] = LogitsProcessorList(_for_row(processor, row, rows) for processor in self._list)
         return self._rows[row]
+
+
+class _RuledOut:
+    """Which drafted paths hold a token of score minus infinity: no text begins so.
+
+    A constraint may raise on a prefix that it never allowed, and drafts that were found know nothing of it.
+    """
+
+    def __init__(self) -> None:
+        self._ends: dict[int, int] = {}
+        self._allowed: dict[int, dict[tuple[int, ...], Tensor | None]] = {}
+        """By row: drafted path -> tokens allowed after it [V]; None where the path itself is not."""
+
+    def __call__(self, row: int, end: int, path: Tensor) -> bool:
+        """Whether a path of tokens [d] after the row's `end` is ruled out."""
+        if self._ends.get(row) != end:  # another round
+            self._ends[row], self._allowed[row] = end, {}
+        tokens = tuple(path.tolist())
+        if not tokens or tokens[:-1] not in self._allowed[row]:
+            return NOTHING in tokens
+        allowed = self._allowed[row][tokens[:-1]]
+        if tokens[-1] != NOTHING and allowed is not None and bool(allowed[tokens[-1]]):
+            return False
+        self._allowed[row][tokens] = None
+        return True
+
+    def note(self, row: int, path: Tensor, scores: Tensor) -> None:
+        """Take up the scores [V] after a path; where all are minus infinity, greedy decoding goes on anyhow."""
+        allowed = ~scores.isneginf()
+        self._allowed[row][tuple(path.tolist())] = allowed if bool(allowed.any()) else ~allowed
 
 
 def _for_row(processor: Any, row: int, rows: int) -> Any:
