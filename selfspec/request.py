@@ -1,5 +1,6 @@
 """A generate() call as it was written, made into one that an own decoding method can be given to."""
 
+import functools
 import inspect
 from typing import Any
 
@@ -15,8 +16,7 @@ def named(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     Raises:
         TypeError: an argument twice, or more of them than generate() takes by position.
     """
-    signature = inspect.signature(type(model).generate)  # type: ignore[attr-defined]
-    names = [n for n, p in signature.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
+    names = _names_by_position(type(model).generate)  # type: ignore[attr-defined]
     if len(arguments) > len(names):
         raise TypeError(f"generate() takes at most {len(names)} arguments by position, not {len(arguments)}")
     by_name = dict(zip(names, arguments, strict=False))
@@ -24,6 +24,12 @@ def named(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     if twice:
         raise TypeError(f"generate() got multiple values for argument {twice[0]!r}")
     return {**by_name, **keywords}
+
+
+@functools.lru_cache(maxsize=64)
+def _names_by_position(generate: Any) -> tuple[str, ...]:
+    parameters = inspect.signature(generate).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
 
 
 def speculable(model: Any, request: dict[str, Any]) -> dict[str, Any]:

@@ -142,7 +142,8 @@ def generate(
 ) -> Output:
     """For one call on a model that is not wrapped: `model.generate(..., custom_generate=selfspec.generate)`.
 
-    The model is checked on its first call, as `wrap` would; `wrap` it to choose settings.
+    The model is checked on its first call, as `wrap` would; `wrap` it to choose settings, or for stop_strings:
+    transformers hands no tokenizer to a decoding method of others.
     """
     if is_wrapped(model):
         speculation = model.speculation

@@ -553,7 +553,11 @@ def test_what_generate_does_before_it_asks_a_decoding_method_is_left_to_it(
     wrapped: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
 ) -> None:
     seen = []
-    monkeypatch.setattr(type(wrapped), "generate", lambda model, **request: seen.append(request))
+
+    def spy(model: Any, inputs: Any = None, **request: Any) -> None:
+        seen.append(request)
+
+    monkeypatch.setattr(type(wrapped), "generate", spy)
     with exactly_one_warning(naming=next(iter(asked))):
         wrapped.generate(**ONE, **asked, tokenizer=tokenizer)
     assert len(seen) == 1
