@@ -98,7 +98,11 @@ def _name(thing: object) -> str:
 
 
 def check_model(model: Any) -> None:
-    """Raise NotSpeculatedError for a model whose forward pass draws random numbers, or keeps no cache."""
+    """Raise NotSpeculatedError for a model that prepares its inputs itself, draws noise or keeps no cache."""
+    prepare = vars(model).get("prepare_inputs_for_generation")
+    if prepare is not None and getattr(prepare, "__func__", None) is not type(model).prepare_inputs_for_generation:
+        why = "it may put a soft prompt in front of every text"
+        raise NotSpeculatedError("a prepare_inputs_for_generation of the instance's own", why)
     if not model.training:
         return
     if getattr(model, "is_gradient_checkpointing", False):
