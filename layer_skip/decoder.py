@@ -171,7 +171,7 @@ class LayeredDecoder:
         return self.place(self._embed(tokens), span)
 
     def place(self, hidden: Tensor, span: Span) -> Tensor:
-        """The same for embeddings [B, m, D'] as a caller may pass them: scaled, normed and given positions."""
+        """The same for embeddings [B, m, D'] as a caller may pass them: scaled, normed, given positions."""
         if self._embed_multiplier is not None:
             hidden = hidden * self._embed_multiplier
         if self._embed_norm is not None:

@@ -19,7 +19,6 @@ from selfspec.shapes import ShapePlan
 from selfspec.stats import Stats
 from selfspec.tree import Tree
 
-
 PREFILL_CHUNK = 512
 """Most prompt tokens of a prefill pass: bounds the mask, m x S elements."""
 

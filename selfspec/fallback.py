@@ -99,17 +99,17 @@ def _name(thing: object) -> str:
 
 def check_model(model: Any) -> None:
     """Raise NotSpeculatedError for a model that prepares its inputs itself, draws noise or keeps no cache."""
-    prepare = vars(model).get("prepare_inputs_for_generation")
-    if prepare is not None and getattr(prepare, "__func__", None) is not type(model).prepare_inputs_for_generation:
+    own = vars(model).get("prepare_inputs_for_generation")
+    if own is not None and getattr(own, "__func__", None) is not type(model).prepare_inputs_for_generation:
         why = "it may put a soft prompt in front of every text"
         raise NotSpeculatedError("a prepare_inputs_for_generation of the instance's own", why)
     if not model.training:
         return
     if getattr(model, "is_gradient_checkpointing", False):
         raise NotSpeculatedError("gradient checkpointing in train() mode", "it keeps no cache")
-    layers = any("Dropout" in type(m).__name__ and getattr(m, "p", 0) for m in model.modules())
+    modules = any("Dropout" in type(m).__name__ and getattr(m, "p", 0) for m in model.modules())
     settings = vars(model.config).items()
-    if layers or any(
+    if modules or any(
         isinstance(value, (int, float)) and value > 0 and any(word in name for word in _NOISE)
         for name, value in settings
     ):

@@ -151,7 +151,7 @@ class _RuledOut:
         return True
 
     def note(self, row: int, path: Tensor, scores: Tensor) -> None:
-        """Take up the scores [V] after a path; where all are minus infinity, greedy decoding goes on anyhow."""
+        """Take up the scores [V] after a path; where all are minus infinity, greedy decoding goes on."""
         allowed = ~scores.isneginf()
         self._allowed[row][tuple(path.tolist())] = allowed if bool(allowed.any()) else ~allowed
 

@@ -22,7 +22,7 @@ class ModelCheck:
         """Compare with the model's own forward.
 
         Raises:
-            UnsupportedModelError: it does not compute what its layers do, or not any more; the message says why.
+            UnsupportedModelError: it does not compute what its layers do, or no longer; the message says why.
         """
         check_decoder(model, decoder)
         self._state = _state_of(model, decoder)

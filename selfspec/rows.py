@@ -53,7 +53,7 @@ class Rows:
     def of_prompts(
         cls, prompts: Tensor, mask: Tensor, max_new_tokens: int, slack: int, **settings: object
     ) -> "Rows":
-        """Rows of left-padded prompts [B, P] with mask [B, unseen + P]; `slack` columns of scratch at the end."""
+        """Rows of left-padded prompts [B, P] with mask [B, unseen + P], and `slack` columns of scratch."""
         rows, width = prompts.shape
         sequences = prompts.new_zeros(rows, width + max_new_tokens + slack)
         sequences[:, :width] = prompts

@@ -75,7 +75,7 @@ def is_wrapped(model: torch.nn.Module) -> bool:
 
 
 def _generating(model: torch.nn.Module) -> torch.nn.Module:
-    """The model whose own generate does the work: a PEFT model hands its calls on to the one that it adapts."""
+    """The model whose own generate does the work: a PEFT model hands its calls on to the one inside."""
     base = getattr(model, "get_base_model", None)
     return base() if callable(base) else model
 
@@ -142,8 +142,8 @@ def generate(
 ) -> Output:
     """For one call on a model that is not wrapped: `model.generate(..., custom_generate=selfspec.generate)`.
 
-    The model is checked on its first call, as `wrap` would; `wrap` it to choose settings, or for stop_strings:
-    transformers hands no tokenizer to a decoding method of others.
+    The model is checked on its first call, as `wrap` would; `wrap` it to choose settings, or for
+    stop_strings: transformers gives no tokenizer to a decoding method of others.
     """
     if is_wrapped(model):
         speculation = model.speculation

@@ -42,7 +42,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="every family under every exit layer, draft length and batch, not only a covering choice",
     )
     parser.addoption(
-        "--conformance-cases", type=int, default=10, help="calls of generate() that are compared in every family"
+        "--conformance-cases",
+        type=int,
+        default=10,
+        help="calls of generate() to compare in every family",
     )
     parser.addoption("--conformance-seed", type=int, default=0, help="which calls of generate() are drawn")
 

@@ -102,9 +102,7 @@ def test_gradient_checkpointing_in_train_mode_is_left_to_the_model_itself(llama:
 def test_generate_builds_no_graph_where_gradients_are_on(llama: Any) -> None:
     selfspec.wrap(llama, **SETTINGS)
     with torch.enable_grad():
-        out = llama.generate(
-            **REQUEST, return_dict_in_generate=True, output_scores=True, output_logits=True
-        )
+        out = llama.generate(**REQUEST, return_dict_in_generate=True, output_scores=True, output_logits=True)
     assert all(p.requires_grad for p in llama.parameters())
     tensors = [out.sequences, *out.scores, *out.logits, *(layer.keys for layer in out.past_key_values.layers)]
     assert not any(tensor.requires_grad for tensor in tensors)
@@ -114,7 +112,7 @@ def test_nan_that_weights_got_after_wrapping_is_an_error(llama: Any) -> None:
     selfspec.wrap(llama, **SETTINGS)
     with torch.no_grad():
         llama.lm_head.weight[3, 3] = float("nan")
-    with pytest.raises(ValueError, match="the scores hold NaN .* the model's weights"):
+    with pytest.raises(ValueError, match=r"the scores hold NaN .* the model's weights"):
         llama.generate(**REQUEST)
 
 

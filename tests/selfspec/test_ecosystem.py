@@ -178,7 +178,7 @@ def test_a_grammar_that_raises_on_prefixes_outside_of_it_is_kept(
     assert torch.equal(llama.generate(**request), expected)
 
 
-def test_lm_format_enforcer_constrains_a_wrapped_model_as_the_model_itself(llama: Any, tokenizer: Any) -> None:
+def test_lm_format_enforcer_constrains_a_wrapped_model_as_ever(llama: Any, tokenizer: Any) -> None:
     enforcer = pytest.importorskip("lmformatenforcer", reason="an optional library for structured output")
     integration = pytest.importorskip(
         "lmformatenforcer.integrations.transformers", reason="it needs an older transformers"

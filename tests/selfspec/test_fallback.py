@@ -44,9 +44,7 @@ def check(
     rows: int = 2,
     **arguments: Any,
 ) -> None:
-    check_request(
-        config or GenerationConfig(), processors, StoppingCriteriaList(criteria), rows, arguments
-    )
+    check_request(config or GenerationConfig(), processors, StoppingCriteriaList(criteria), rows, arguments)
 
 
 def test_a_plain_request_passes() -> None:

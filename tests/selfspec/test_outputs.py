@@ -96,7 +96,7 @@ def test_sampled_scores_lead_to_the_text(llama: Any, acceptance: str) -> None:
         torch.testing.assert_close(logits.topk(5).values / 0.7, scores.topk(5).values)
 
 
-def test_scores_cost_nothing_where_they_are_not_asked_for(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_recorded_where_it_is_not_asked_for(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("selfspec.generation.Record", None)
     selfspec.wrap(llama, **SETTINGS[1])
     expected = own_generate(llama, **BATCH, max_new_tokens=8)

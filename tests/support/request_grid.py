@@ -185,11 +185,13 @@ _SETTINGS = st.sampled_from(
 def _few(options: st.SearchStrategy[dict[str, Any]], most: int) -> st.SearchStrategy[dict[str, Any]]:
     """A few of the options at a time: many together mostly contradict each other."""
     return options.flatmap(
-        lambda drawn: st.lists(
-            st.sampled_from(sorted(drawn)), max_size=most, unique=True
-        ).map(lambda names: {name: drawn[name] for name in names})
-        if drawn
-        else st.just({})
+        lambda drawn: (
+            st.lists(st.sampled_from(sorted(drawn)), max_size=most, unique=True).map(
+                lambda names: {name: drawn[name] for name in names}
+            )
+            if drawn
+            else st.just({})
+        )
     )
 
 
@@ -206,6 +208,4 @@ def requests(draw: Any) -> Request:
     form = draw(st.sampled_from(FORMS))
     if options.get("num_beams") == 2:
         options.pop("streamer", None)
-    return Request(
-        lengths, draw(st.integers(0, 99)), form, draw(st.integers(0, 3)), options, draw(_SETTINGS)
-    )
+    return Request(lengths, draw(st.integers(0, 99)), form, draw(st.integers(0, 3)), options, draw(_SETTINGS))
