@@ -60,7 +60,7 @@ def _asked(model: Any, request: dict[str, Any], option: str) -> Any:
 
 
 def _with_stop_strings(model: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """Stop strings as the criterion that generate() makes of them; it gives no tokenizer to others' methods."""
+    """Stop strings as a criterion, which generate() can make for its own decoding methods only."""
     tokenizer, strings = request.get("tokenizer"), _asked(model, request, "stop_strings")
     if tokenizer is None or strings is None:
         return request
