@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -13,6 +14,9 @@ from layer_skip.packed_linear import PackedLinear, packed_bytes
 BITS = (4, 8)
 FINE_GROUP, COARSE_GROUP = 32, 64
 """Inputs that share a scale. Attention and head gain most from fine groups, and hold the fewer weights."""
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the packed products take."""
 
 Advance = Callable[[str], None]
 
@@ -130,11 +134,24 @@ def _matrices(
     """Name, module and group size of what can be packed."""
     for index, layer in enumerate(decoder.layers[:n_layers]):
         attention = set(getattr(layer, decoder.family.attention).modules())
+        adapters = _adapters(layer)
         for name, module in layer.named_modules():
-            if _is_plain(module):
+            if _is_plain(module) and module not in adapters:
                 yield f"layer {index}: {name}", module, FINE_GROUP if module in attention else COARSE_GROUP
     if head and _is_plain(decoder.head):
         yield "head", decoder.head, FINE_GROUP
+
+
+def _adapters(layer: nn.Module) -> set[nn.Module]:
+    """What PEFT puts beside a module that it adapts: small, and read by its own rules."""
+    beside = (
+        child
+        for owner in layer.modules()
+        if isinstance(owner._modules.get("base_layer"), nn.Module)
+        for name, child in owner.named_children()
+        if name != "base_layer"
+    )
+    return {module for child in beside for module in child.modules()}
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -142,7 +159,7 @@ def _is_plain(module: nn.Module) -> bool:
     if type(module) not in (nn.Linear, Conv1D):
         return False
     weight: Any = module.weight
-    plain = type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point()
+    plain = type(weight) in (nn.Parameter, Tensor) and weight.dtype in _DTYPES
     return plain and weight.device.type in ("cpu", "cuda")
 
 

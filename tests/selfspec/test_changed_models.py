@@ -182,11 +182,11 @@ def test_an_attention_function_of_ones_own_set_after_wrapping_is_noticed(llama: 
 
 
 class Int8Linear(nn.Module):
-    """x (s W)^T + b with W in int8: what quantisation libraries put in a Linear's place."""
+    """x (s W)^T + b with W in int8, of 15 levels: what quantisation libraries put in a Linear's place."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        scale = linear.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+        scale = linear.weight.detach().abs().amax(dim=1, keepdim=True) / 7
         self.register_buffer("weight", (linear.weight.detach() / scale).round().to(torch.int8))
         self.register_buffer("scale", scale)
         self.bias = linear.bias
@@ -309,8 +309,8 @@ def test_inputs_that_an_instance_prepares_by_itself_are_not_overlooked(llama: An
     selfspec.wrap(llama, **SETTINGS)
     plain = llama.generate(**REQUEST)
 
-    def shifted(self: Any, input_ids: Tensor, **keywords: Any) -> Any:
-        return type(self).prepare_inputs_for_generation(self, (input_ids + 1) % 97, **keywords)
+    def shifted(self: Any, input_ids: Tensor, **kwargs: Any) -> Any:
+        return type(self).prepare_inputs_for_generation(self, (input_ids + 1) % 97, **kwargs)
 
     llama.prepare_inputs_for_generation = types.MethodType(shifted, llama)
     expected = own_generate(llama, **REQUEST)

@@ -31,6 +31,7 @@ from selfspec import surface
 
 SETTINGS = {"exit_layer": 2, "draft_length": 3}
 ONE, BATCH = random_prompts(9), random_prompts(6, 11, 3)
+LEFT_CACHE = surface.LEFT["cache_implementation"][1]
 
 
 @pytest.fixture
@@ -428,12 +429,11 @@ NOT_SPECULATED: dict[str, tuple[dict[str, Any], str]] = {
         "SynthIDTextWatermarkLogitsProcessor",
     ),
     "use_cache": ({"use_cache": False}, "use_cache=False"),
-    "cache_implementation": ({"cache_implementation": "offloaded"}, "cache_implementation='offloaded'"),
     "a static cache to return": (
         {"cache_implementation": "static", "return_dict_in_generate": True},
         "cache_implementation='static'",
     ),
-    "is_assistant": ({"is_assistant": True}, "is_assistant=True"),
+    "is_assistant": ({"is_assistant": True, "assistant_confidence_threshold": 0.0}, "is_assistant=True"),
     "output_hidden_states": (
         {"output_hidden_states": True, "return_dict_in_generate": True},
         "output_hidden_states=True",
@@ -457,8 +457,8 @@ MOVED = {
 
 
 def test_every_option_of_the_table_is_tested() -> None:
-    # Multi-token prediction needs a model with such layers; token healing is tested with a tokenizer below.
-    unneeded = {"use_mtp", "token_healing"}
+    # Multi-token prediction needs a model with such layers; the others are tested by themselves below.
+    unneeded = {"use_mtp", "token_healing", "cache_implementation"}
     assert surface.LEFT.keys() - unneeded <= NOT_SPECULATED.keys() | MOVED.keys()
 
 
@@ -622,8 +622,27 @@ def test_a_cache_setting_that_only_asks_for_room_ahead_does_not_matter(wrapped: 
     assert wrapped.speculation.total.calls == len(names)
 
 
-def test_every_cache_implementation_is_speculated_or_left_with_a_warning(wrapped: Any) -> None:
-    for name in ALL_CACHE_IMPLEMENTATIONS:
+def test_every_other_cache_is_left_to_the_model_itself(
+    wrapped: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offloading needs a GPU, and a quantized cache its library: the request alone is looked at."""
+    asked: list[str] = []
+    own = type(wrapped).generate
+
+    def spy(model: Any, inputs: Any = None, **request: Any) -> Any:
+        if "custom_generate" in request:
+            return own(model, inputs, **request)
+        return asked.append(request["cache_implementation"])
+
+    known = ("dynamic", "static", "sliding_window", "hybrid", "hybrid_chunked")
+    others = sorted({*ALL_CACHE_IMPLEMENTATIONS} - {*known})
+    assert {"offloaded", "quantized", "offloaded_static"} <= {*others}
+    for name in others:
         config = GenerationConfig(cache_implementation=name)
-        known = name in ("dynamic", "static", "sliding_window", "hybrid", "hybrid_chunked")
-        assert (surface.unserved(config) is None) == known, name
+        assert surface.unserved(config) == (f"cache_implementation={name!r}", LEFT_CACHE)
+    monkeypatch.setattr(type(wrapped), "_prepare_cache_for_generation", lambda *_, **__: None)
+    monkeypatch.setattr(type(wrapped), "generate", spy)
+    for name in others:
+        with exactly_one_warning(naming=f"cache_implementation='{name}'"):
+            wrapped.generate(**ONE, max_new_tokens=3, cache_implementation=name)
+    assert asked == others
