@@ -1,6 +1,7 @@
 """Keys and values between the engine's cache and Hugging Face's, where rows are padded on the left."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
@@ -13,7 +14,7 @@ from selfspec.fallback import NotSpeculatedError
 _LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
-def check_cache(cache: object, decoder: LayeredDecoder, rows: int) -> None:
+def check_cache(cache: Any, decoder: LayeredDecoder, rows: int) -> None:
     """Raise NotSpeculatedError for a caller's cache that cannot be read here and added to."""
     if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
         raise NotSpeculatedError("past_key_values", f"in a {type(cache).__name__}")
