@@ -622,9 +622,7 @@ def test_a_cache_setting_that_only_asks_for_room_ahead_does_not_matter(wrapped: 
     assert wrapped.speculation.total.calls == len(names)
 
 
-def test_every_other_cache_is_left_to_the_model_itself(
-    wrapped: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_other_cache_is_left_to_the_model_itself(wrapped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offloading needs a GPU, and a quantized cache its library: the request alone is looked at."""
     asked: list[str] = []
     own = type(wrapped).generate
