@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--conformance-cases",
         type=int,
-        default=10,
+        default=6,
         help="calls of generate() to compare in every family",
     )
     parser.addoption("--conformance-seed", type=int, default=0, help="which calls of generate() are drawn")
