@@ -70,6 +70,11 @@ class LayeredDecoder:
         return len(self._layers)
 
     @property
+    def base(self) -> Any:
+        """The model's own part that embeds and runs the layers."""
+        return self._base
+
+    @property
     def layers(self) -> list[nn.Module]:
         """The decoder layers, as shells that share every submodule with the model's."""
         return self._layers
@@ -169,7 +174,10 @@ class LayeredDecoder:
 
     def embed(self, tokens: Tensor, span: Span) -> Tensor:
         """Hidden states [B, m, D] in front of layer 0 for tokens [B, m]."""
-        hidden = self._embed(tokens)
+        return self.place(self._embed(tokens), span)
+
+    def place(self, hidden: Tensor, span: Span) -> Tensor:
+        """The same for embeddings [B, m, D'] as a caller may pass them: scaled, normed, given positions."""
         if self._embed_multiplier is not None:
             hidden = hidden * self._embed_multiplier
         if self._embed_norm is not None:

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -16,6 +17,9 @@ FINE_GROUP, COARSE_GROUP = 32, 64
 _SMALL_HEAD = 1 / 6
 """A head with at most this share of the layers' weights is kept in 8 bits: it decides close calls between
 tokens, and a third of what 4 bits get wrong comes from it (plain twin: 0.933 agreement for 0.901)."""
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the packed products take."""
 
 Advance = Callable[[str], None]
 _Version = tuple[int, int, int]
@@ -144,8 +148,9 @@ def _matrices(decoder: LayeredDecoder, n_layers: int, bits: int, head: bool = Tr
     weights = 0
     for index, layer in enumerate(decoder.layers[:n_layers]):
         attention = set(getattr(layer, decoder.family.attention).modules())
+        adapters = _adapters(layer)
         for name, module in layer.named_modules():
-            if _is_plain(module):
+            if _is_plain(module) and module not in adapters:
                 group = FINE_GROUP if module in attention else COARSE_GROUP
                 weights += _matrix(module)[0].numel()
                 yield _ToPack(f"layer {index}: {name}", module, bits, group)
@@ -155,12 +160,24 @@ def _matrices(decoder: LayeredDecoder, n_layers: int, bits: int, head: bool = Tr
         yield _ToPack("head", decoder.head, 8 if finely else bits, FINE_GROUP)
 
 
+def _adapters(layer: nn.Module) -> set[nn.Module]:
+    """What PEFT puts beside a module that it adapts: small, and read by its own rules."""
+    beside = (
+        child
+        for owner in layer.modules()
+        if isinstance(owner._modules.get("base_layer"), nn.Module)
+        for name, child in owner.named_children()
+        if name != "base_layer"
+    )
+    return {module for child in beside for module in child.modules()}
+
+
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module is x W^T + b with an ordinary W; a subclass may compute something else."""
     if type(module) not in (nn.Linear, Conv1D):
         return False
     weight: Any = module.weight
-    plain = type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point()
+    plain = type(weight) in (nn.Parameter, Tensor) and weight.dtype in _DTYPES
     return plain and weight.device.type in ("cpu", "cuda")
 
 

@@ -52,6 +52,9 @@ def reason_against(model: Any) -> str | None:
         return f"({config.model_type}) is refused: {_MIXED}"
     if _has_field(config, ("index_",)):
         return f"({config.model_type}) is refused: {_INDEXED}"
+    places = sorted(set(map(str, (getattr(model, "hf_device_map", None) or {}).values())))
+    if len(places) > 1:
+        return f"is spread over {', '.join(places)} by its device_map: the engine needs it on one device"
     kinds = set(getattr(config, "layer_types", None) or ()) - _KINDS
     if kinds:
         return f"has layers of kind {sorted(kinds)}: only {', '.join(sorted(_KINDS))} can be rolled back"

@@ -7,6 +7,7 @@ model.generate(**inputs, max_new_tokens=256)
 from layer_skip.families import UnsupportedModelError
 from selfspec.config import ConfigError, SpeculationConfig
 from selfspec.fallback import NotSpeculatedError
+from selfspec.processing import rowwise
 from selfspec.rows import RoundEvent
 from selfspec.stats import Stats
 from selfspec.tuning.profile import Profile, ProfileError
@@ -25,6 +26,7 @@ __all__ = [
     "UnsupportedModelError",
     "generate",
     "is_wrapped",
+    "rowwise",
     "unwrap",
     "wrap",
 ]

@@ -19,6 +19,9 @@ from selfspec.shapes import ShapePlan
 from selfspec.stats import Stats
 from selfspec.tree import Tree
 
+PREFILL_CHUNK = 512
+"""Most prompt tokens of a prefill pass: bounds the mask, m x S elements."""
+
 
 class Drafter(Protocol):
     """A draft strategy (`selfspec.drafting` has one file for each)."""
@@ -41,6 +44,9 @@ class Call:
     shapes: ShapePlan
     prefill_alone: bool
     """Prefill every prompt by itself, so that its K/V do not depend on who shares the batch."""
+    prefill_chunk: int = PREFILL_CHUNK
+    embeddings: Tensor | None = None
+    """[B, unseen + P, D] in place of the prompts' own."""
     stats: Stats = field(default_factory=Stats)
     watch: Callable[[int, Tensor], None] | None = None
     """Shown the hidden states behind every layer during prefill, see `LayeredDecoder.run`."""
@@ -59,6 +65,19 @@ class Call:
             return self.decoder.span(first + torch.arange(width, device=device), key_length, start)
         positions = first + torch.tensor(tree.padded_depths(width), device=device)
         return self.decoder.span(positions, key_length, start, tree.ancestors(width).to(device))
+
+    def embed_prompt(self, group: slice, span: Span) -> Tensor:
+        """Hidden states [B', m, D] in front of layer 0 for the prompts of a group of rows.
+
+        A shorter row runs on past its prompt: what that stores is scratch.
+        """
+        rows = self.rows
+        pads = torch.tensor(rows.pads[group], device=rows.sequences.device)[:, None]
+        columns = (span.positions + pads).clamp(max=rows.unseen + rows.prompt_width - 1)
+        if self.embeddings is None:
+            return self.decoder.embed(rows.sequences[group].gather(1, columns - rows.unseen), span)
+        index = columns[..., None].expand(-1, -1, self.embeddings.shape[2])
+        return self.decoder.place(self.embeddings[group].gather(1, index), span)
 
     def open(self, depth: int) -> None:
         """Open a round whose candidates are at most `depth` tokens deep."""

@@ -9,9 +9,6 @@ from selfspec.call import Call
 from selfspec.round import NOTHING, Draft, Verdict
 from selfspec.rows import RoundEvent
 
-PREFILL_CHUNK = 512
-"""Prompt tokens per prefill pass: bounds the mask, m x S elements."""
-
 
 @torch.inference_mode()
 def speculate(call: Call) -> None:
@@ -36,14 +33,11 @@ def prefill(call: Call) -> None:
     together = [slice(0, len(rows.active))]
     for group in [slice(i, i + 1) for i in rows.active] if call.prefill_alone else together:
         longest = max(rows.cached[group])
-        for first in range(0, longest, PREFILL_CHUNK):
-            width = min(PREFILL_CHUNK, longest - first)
+        known = max(0, min(rows.known - pad for pad in rows.pads[group]))
+        for first in range(known, longest, call.prefill_chunk):
+            width = min(call.prefill_chunk, longest - first)
             span = call.span([first] * (group.stop - group.start), width)
-            pads = torch.tensor(rows.pads[group], device=rows.sequences.device)[:, None]
-            # A shorter row runs on past its prompt: what that stores is scratch.
-            columns = (span.positions + pads).clamp(max=rows.prompt_width - 1)
-            tokens = rows.sequences[group].gather(1, columns)
-            hidden = call.decoder.embed(tokens, span)
+            hidden = call.embed_prompt(group, span)
             window = call.cache.window(span, group)
             call.decoder.run(hidden, 0, call.decoder.n_layers, span, window, call.watch)
     call.stats.prefill_seconds += time.perf_counter() - began

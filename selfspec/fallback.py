@@ -1,93 +1,119 @@
-"""Which generate options cannot be speculated (yet): a table, so that none is ever silently ignored."""
+"""What goes to the model's own generate, and what no decoding can serve."""
 
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
-from transformers.generation import logits_process
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    StopStringCriteria,
+)
+
+from selfspec.processing import is_rowwise
+from selfspec.surface import LEFT_ARGUMENTS, unserved
+
+_ROWWISE_CRITERIA = (MaxTimeCriteria, StopStringCriteria)
+
+_EXPECTED_MODEL_ARGUMENTS = frozenset(
+    (
+        "attention_mask",
+        "position_ids",
+        "past_key_values",
+        "inputs_embeds",
+        "use_cache",
+        "logits_to_keep",
+        "cache_position",
+    )
+)
+_NOISE = ("drop", "jitter")
 
 
 class NotSpeculatedError(ValueError):
-    """An option that only the model's own generate can serve."""
+    """An option that only the model's own generate can serve.
 
-    def __init__(self, option: str) -> None:
-        super().__init__(f"{option} cannot be speculated")
+    Args:
+        option: its name, with the value where that matters.
+        why: in a few words.
+    """
+
+    def __init__(self, option: str, why: str = "") -> None:
+        super().__init__(f"{option} cannot be speculated" + (f" ({why})" if why else ""))
         self.option = option
-
-
-# Option of GenerationConfig -> the values at which it asks for nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1),
-    "num_beam_groups": (None, 1),
-    "penalty_alpha": (None, 0),
-    "dola_layers": (None,),
-    "constraints": (None,),
-    "force_words_ids": (None,),
-    "prompt_lookup_num_tokens": (None,),
-    "assistant_early_exit": (None,),
-    "use_mtp": (None, False),
-    "guidance_scale": (None, 1, 1.0),
-    "watermarking_config": (None,),
-    "use_cache": (None, True),
-    "cache_implementation": (None, "dynamic"),
-    "prefill_chunk_size": (None,),
-    "output_scores": (None, False),
-    "output_logits": (None, False),
-    "output_attentions": (None, False),
-    "output_hidden_states": (None, False),
-}
-
-# Arguments of generate() itself that mean another way of decoding.
-_ARGUMENTS = (
-    "assistant_model",
-    "assistant_tokenizer",
-    "custom_generate",
-    "inputs_embeds",
-    "negative_prompt_ids",
-    "past_key_values",
-    "position_ids",
-    "stop_strings",
-    "synced_gpus",
-    "token_type_ids",
-)
-
-_WHOLE_BATCH = (
-    "PrefixConstrainedLogitsProcessor",
-    "EncoderRepetitionPenaltyLogitsProcessor",
-    "EncoderNoRepeatNGramLogitsProcessor",
-)
-_WHOLE_BATCH_TYPES = tuple(
-    getattr(logits_process, name) for name in _WHOLE_BATCH if hasattr(logits_process, name)
-)
-
-_EXPECTED_MODEL_ARGUMENTS = frozenset(
-    ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position")
-)
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
     """Raise NotSpeculatedError for an argument of generate() that the engine does not serve."""
-    for name in _ARGUMENTS:
+    for name, why in LEFT_ARGUMENTS.items():
         if arguments.get(name) is not None and arguments[name] is not False:
-            raise NotSpeculatedError(name)
+            raise NotSpeculatedError(name, why)
 
 
 def check_request(
-    config: GenerationConfig, processors: LogitsProcessorList, rows: int, model_arguments: dict[str, Any]
+    config: GenerationConfig,
+    processors: LogitsProcessorList,
+    criteria: StoppingCriteriaList,
+    rows: int,
+    model_arguments: dict[str, Any],
 ) -> None:
     """Raise NotSpeculatedError for a prepared request that the engine does not serve."""
-    for name, neutral in _NEUTRAL.items():
-        if getattr(config, name, None) not in neutral:
-            raise NotSpeculatedError(f"{name}={getattr(config, name)!r}")
-    for processor in processors:
-        if rows > 1 and isinstance(processor, _WHOLE_BATCH_TYPES):
-            raise NotSpeculatedError(f"{type(processor).__name__} over several rows")
+    option = unserved(config)
+    if option is not None:
+        raise NotSpeculatedError(*option)
     for name, value in model_arguments.items():
         if value is not None and name not in _EXPECTED_MODEL_ARGUMENTS:
-            raise NotSpeculatedError(f"the model argument {name}")
-    cache = model_arguments.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise NotSpeculatedError("past_key_values")
+            raise NotSpeculatedError(f"the model argument {name}", "not known to the engine")
+    for processor in processors:
+        if not is_rowwise(processor):
+            why = "it may remember earlier calls or look at other rows; if not, mark it with selfspec.rowwise"
+            raise NotSpeculatedError(f"the logits processor {_name(processor)}", why)
+    _check_criteria(config, other_criteria(criteria), criteria, rows)
+
+
+def other_criteria(criteria: StoppingCriteriaList) -> list[StoppingCriteria]:
+    """Stopping criteria beside those of length and end of sequence."""
+    return [c for c in criteria if not isinstance(c, (MaxLengthCriteria, EosTokenCriteria))]
+
+
+def _check_criteria(
+    config: GenerationConfig, others: list[StoppingCriteria], criteria: StoppingCriteriaList, rows: int
+) -> None:
+    if others and rows > 1 and not any(isinstance(c, EosTokenCriteria) for c in criteria):
+        why = "the model goes on with stopped rows until all have stopped"
+        raise NotSpeculatedError("a stopping criterion for several rows without an eos_token_id", why)
+    for criterion in others:
+        # For one row every criterion is asked as in the model's own loop: once a token, in order.
+        known = isinstance(criterion, _ROWWISE_CRITERIA) or getattr(criterion, "rowwise", False)
+        if rows > 1 and not known:
+            why = "it may look at several rows at once; if not, mark it with selfspec.rowwise"
+            raise NotSpeculatedError(f"the stopping criterion {_name(criterion)} over several rows", why)
+        if config.return_dict_in_generate and config.output_scores and not known:
+            raise NotSpeculatedError(f"the stopping criterion {_name(criterion)} with output_scores=True")
+
+
+def _name(thing: object) -> str:
+    return getattr(thing, "__name__", type(thing).__name__)
+
+
+def check_model(model: Any) -> None:
+    """Raise NotSpeculatedError for a model that prepares its inputs itself, draws noise or keeps no cache."""
+    own = vars(model).get("prepare_inputs_for_generation")
+    if own is not None and getattr(own, "__func__", None) is not type(model).prepare_inputs_for_generation:
+        why = "it may put a soft prompt in front of every text"
+        raise NotSpeculatedError("a prepare_inputs_for_generation of the instance's own", why)
+    if not model.training:
+        return
+    if getattr(model, "is_gradient_checkpointing", False):
+        raise NotSpeculatedError("gradient checkpointing in train() mode", "it keeps no cache")
+    modules = any("Dropout" in type(m).__name__ and getattr(m, "p", 0) for m in model.modules())
+    settings = vars(model.config).items()
+    if modules or any(
+        isinstance(value, (int, float)) and value > 0 and any(word in name for word in _NOISE)
+        for name, value in settings
+    ):
+        raise NotSpeculatedError("train() mode with dropout", "every pass is another one; call model.eval()")
 
 
 def check_mask_shape(prompts: torch.Tensor | None, mask: torch.Tensor | None) -> None:
@@ -97,18 +123,24 @@ def check_mask_shape(prompts: torch.Tensor | None, mask: torch.Tensor | None) ->
 
 
 def check_prompts(
-    prompts: torch.Tensor, mask: torch.Tensor | None, vocab_size: int, max_positions: int | None
+    prompts: torch.Tensor,
+    mask: torch.Tensor | None,
+    vocab_size: int,
+    max_positions: int | None,
+    unseen: int = 0,
 ) -> None:
     """Refuse prompts that no decoding can serve.
 
     Args:
         prompts: [B, P] int64.
-        mask: attention mask [B, P], 0 for padding; None for no padding.
+        mask: attention mask [B, unseen + P], 0 for padding; None for no padding.
+        unseen: columns before the prompts that have no token ids.
 
     Raises:
         ValueError: what is wrong and what to do about it.
     """
-    if prompts.shape[1] == 0 or prompts.numel() == 0:
+    rows, width = len(prompts), unseen + prompts.shape[1]
+    if not rows or not width:
         raise ValueError("the prompt is empty: pass at least one token (the tokenizer's bos token will do)")
     out_of_range = (prompts < 0) | (prompts >= vocab_size)
     if bool(out_of_range.any()):
@@ -117,13 +149,12 @@ def check_prompts(
             f"token id {token} is outside the model's vocabulary of {vocab_size}: "
             f"is this the model's own tokenizer?"
         )
-    if max_positions is not None and prompts.shape[1] > max_positions:
-        raise ValueError(
-            f"the prompt has {prompts.shape[1]} tokens, the model {max_positions} positions: shorten it"
-        )
+    if max_positions is not None and width > max_positions:
+        raise ValueError(f"the prompt has {width} tokens, the model {max_positions} positions: shorten it")
     if mask is None:
         return
-    check_mask_shape(prompts, mask)
+    if tuple(mask.shape) != (rows, width):
+        raise ValueError(f"attention_mask has shape {list(mask.shape)}, the prompts [{rows}, {width}]")
     if bool((mask[:, 1:] < mask[:, :-1]).any()):
         raise ValueError("the batch is padded on the right: generation needs padding_side='left'")
     if bool((mask.sum(dim=1) == 0).any()):

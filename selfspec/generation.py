@@ -1,6 +1,5 @@
 """Hugging Face's generate() signature in, its outputs out."""
 
-import inspect
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,14 +11,19 @@ from transformers.generation import EosTokenCriteria, GenerateDecoderOnlyOutput,
 
 from layer_skip.decoder import LayeredDecoder
 from selfspec.cache import KVCache
-from selfspec.call import Call
+from selfspec.call import PREFILL_CHUNK, Call
+from selfspec.carrying import load
 from selfspec.config import MAX_DRAFT_LENGTH
+from selfspec.drafting.embedded import FromEmbeddings
 from selfspec.engine import speculate
-from selfspec.fallback import NotSpeculatedError, check_prompts, check_request
+from selfspec.fallback import NotSpeculatedError, check_model, check_request, other_criteria
 from selfspec.modes import Coupled, Greedy, Mode, Rejection
+from selfspec.outputs import KeepingCache, Record, hand_over, run_on
 from selfspec.processing import Processors
+from selfspec.prompt import Prompt
 from selfspec.rows import RoundEvent, Rows
 from selfspec.sampling import request_keys
+from selfspec.streaming import Stream
 
 if TYPE_CHECKING:
     from selfspec.speculation import Speculation
@@ -50,62 +54,92 @@ def decode(
 
     Raises:
         NotSpeculatedError: the request needs the model's own generate; nothing has been generated yet.
+        UnsupportedModelError: the model was changed since it was wrapped, and cannot be taken apart now.
         ValueError: a prompt that cannot be generated from; the message says what to do.
         ProfileError: there is no profile of that workload, or the settings leave none a choice.
     """
     began = time.perf_counter()
-    check_request(generation_config, logits_processor, len(input_ids), model_arguments)
+    check_request(generation_config, logits_processor, stopping_criteria, len(input_ids), model_arguments)
+    check_model(model)
     decoder = LayeredDecoder(model)
-    mask = model_arguments.get("attention_mask")
-    check_prompts(input_ids, mask, decoder.vocab_size, decoder.max_positions)
-    rows = _rows(decoder, input_ids, mask, generation_config, stopping_criteria)
+    speculation.recheck(model, decoder)
+    prompt = Prompt.of(input_ids, generation_config, model_arguments, decoder)
+    rows = _rows(decoder, prompt, generation_config, stopping_criteria)
     call = _call(speculation, model, decoder, rows, generation_config, logits_processor, workload)
     call.on_round = on_round
+    record = _take_up(call, prompt, generation_config)
     if streamer is not None:
         if not prompt_streamed:
             streamer.put(input_ids.cpu())
-        call.on_commit = _Stream(streamer)
+        call.on_commit = Stream(streamer)
     speculate(call)
     if streamer is not None:
         streamer.end()
     call.stats.calls, call.stats.seconds = 1, time.perf_counter() - began
     speculation.finish(call.stats)
-    sequences = rows.output()
-    if not generation_config.return_dict_in_generate:
+    return _output(call, prompt, generation_config, record)
+
+
+def _take_up(call: Call, prompt: Prompt, config: GenerationConfig) -> Record | None:
+    """Begin from embeddings or K/V that came with the call, and keep what it is to give back."""
+    decoder, rows = call.decoder, call.rows
+    call.prefill_chunk = min(config.prefill_chunk_size or PREFILL_CHUNK, PREFILL_CHUNK)
+    if config.return_dict_in_generate or prompt.cache is not None:
+        call.cache = KeepingCache(call.cache.rows, decoder.n_layers, call.cache.capacity)
+    if prompt.cache is not None and prompt.known:
+        load(prompt.cache, call.cache, rows.pads, prompt.known)
+        call.prefill_alone = True  # rows go on at different slots
+    if prompt.embeddings is not None:
+        call.embeddings = prompt.embeddings
+        call.drafter = FromEmbeddings(call.drafter, prompt.embeddings[:, -1:])
+    if not (config.return_dict_in_generate and (config.output_scores or config.output_logits)):
+        return None
+    record = Record(rows, call.processors, call.mode)
+    call.processors, call.mode = record.processors, record.mode
+    return record
+
+
+def _output(call: Call, prompt: Prompt, config: GenerationConfig, record: Record | None) -> Output:
+    """What generate() returns; a cache that came with the call takes up the call's K/V."""
+    cache = prompt.cache
+    if isinstance(call.cache, KeepingCache):
+        run_on(call, call.cache, record)
+        cache = hand_over(call, DynamicCache() if cache is None else cache, prompt.known)
+    sequences = call.rows.output()
+    if not config.return_dict_in_generate:
         return sequences
-    return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=_hf_cache(call))
+    return GenerateDecoderOnlyOutput(
+        sequences=sequences,
+        scores=record.steps(scores=True) if record is not None and config.output_scores else None,
+        logits=record.steps(scores=False) if record is not None and config.output_logits else None,
+        past_key_values=cache,
+    )
 
 
 def _rows(
-    decoder: LayeredDecoder,
-    prompts: Tensor,
-    mask: Tensor | None,
-    config: GenerationConfig,
-    criteria: StoppingCriteriaList,
+    decoder: LayeredDecoder, prompt: Prompt, config: GenerationConfig, criteria: StoppingCriteriaList
 ) -> Rows:
-    others = [c for c in criteria if not isinstance(c, (MaxLengthCriteria, EosTokenCriteria))]
     eos = [c.eos_token_id for c in criteria if isinstance(c, EosTokenCriteria)]
-    if others and not eos and len(prompts) > 1:
-        # Without an end-of-sequence token generate() goes on with stopped rows until all have stopped.
-        raise NotSpeculatedError("a stopping criterion for several rows without an eos_token_id")
     limits = [c.max_length for c in criteria if isinstance(c, MaxLengthCriteria)]
     max_length = min(limits, default=config.max_length)
-    if decoder.has_learned_positions and decoder.max_positions and max_length - 1 > decoder.max_positions:
+    columns = prompt.unseen + max_length
+    if decoder.has_learned_positions and decoder.max_positions and columns - 1 > decoder.max_positions:
         raise ValueError(
-            f"max_length={max_length} exceeds the model's {decoder.max_positions} learned positions: "
-            f"set max_new_tokens to at most {decoder.max_positions - prompts.shape[1]}"
+            f"max_length={columns} exceeds the model's {decoder.max_positions} learned positions: "
+            f"set max_new_tokens to at most {decoder.max_positions - prompt.mask.shape[1]}"
         )
-    if decoder.fixed_rope_length is not None and max_length + _SPARE_COLUMNS > decoder.fixed_rope_length:
+    if decoder.fixed_rope_length is not None and columns + _SPARE_COLUMNS > decoder.fixed_rope_length:
         raise NotSpeculatedError(f"rotary scaling that changes past {decoder.fixed_rope_length} tokens")
     pad = getattr(config, "_pad_token_tensor", None)
     return Rows.of_prompts(
-        prompts.to(decoder.device),
-        torch.ones_like(prompts) if mask is None else mask,
-        max_new_tokens=max_length - prompts.shape[1],
+        prompt.tokens.to(decoder.device),
+        prompt.mask,
+        max_new_tokens=max_length - prompt.tokens.shape[1],
         slack=_SPARE_COLUMNS,
         eos_tokens=frozenset(token for ids in eos for token in ids.flatten().tolist()),
         pad_token=0 if pad is None else int(pad),
-        criteria=others,
+        criteria=other_criteria(criteria),
+        known=prompt.known,
     )
 
 
@@ -119,7 +153,7 @@ def _call(
     workload: str | None,
 ) -> Call:
     shapes = speculation.shapes(decoder)
-    slots = rows.sequences.shape[1]
+    slots = rows.unseen + rows.sequences.shape[1]
     sampled = bool(config.do_sample)
     drafter, pacer, stats, reading = speculation.strategy(model, decoder, rows, sampled, workload)
     return Call(
@@ -142,46 +176,3 @@ def _mode(speculation: "Speculation", decoder: LayeredDecoder, rows: Rows) -> Mo
     seed = int(torch.randint(0, 2**62, (1,)))
     kind = Coupled if speculation.config.acceptance == "coupled" else Rejection
     return kind(seed, request_keys(rows.prompts()).to(decoder.device), decoder.vocab_size)
-
-
-class _Stream:
-    """Hands tokens to a Hugging Face streamer as they are committed, one column of the batch at a time."""
-
-    def __init__(self, streamer: Any) -> None:
-        self._streamer = streamer
-        self._sent = 0
-
-    def __call__(self, rows: Rows) -> None:
-        ready = min((rows.generated[row] for row in rows.active), default=max(rows.generated))
-        while self._sent < ready:
-            column = rows.sequences[:, rows.prompt_width + self._sent].clone()
-            for row, count in enumerate(rows.generated):
-                if count <= self._sent:
-                    column[row] = rows.pad_token
-            self._streamer.put(column.cpu())
-            self._sent += 1
-
-
-def _hf_cache(call: Call) -> DynamicCache | None:
-    """The cache in Hugging Face's form, for one row (the rows of a batch finish at different lengths)."""
-    if len(call.rows.generated) > 1:
-        return None
-    length = call.rows.prompt_width - call.rows.pads[0] + call.rows.generated[0] - 1
-    cache = DynamicCache()
-    for index, (keys, values) in enumerate(zip(call.cache.keys, call.cache.values, strict=True)):
-        if keys is not None and values is not None:
-            cache.update(keys[:, :, :length].clone(), values[:, :, :length].clone(), index)
-    return cache
-
-
-def callers_streamer() -> Any:
-    """The streamer of the generate() call that called `selfspec.generate` as its custom_generate.
-
-    transformers hands a streamer to its own decoding methods only; ignoring it would be silent.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_name == "generate" and "generation_mode_kwargs" in frame.f_locals:
-            return frame.f_locals.get("streamer")
-        frame = frame.f_back
-    return None

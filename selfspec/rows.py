@@ -42,6 +42,10 @@ class Rows:
     pad_token: int
     criteria: Sequence[Callable[..., Tensor]] = ()
     """Hugging Face stopping criteria other than length and end of sequence, asked after every token."""
+    unseen: int = 0
+    """Columns before the prompts that have no token ids: embeddings, or K/V that came with the call."""
+    known: int = 0
+    """Columns whose K/V came with the call."""
     generated: list[int] = field(default_factory=list)
     active: list[int] = field(default_factory=list)
 
@@ -49,16 +53,17 @@ class Rows:
     def of_prompts(
         cls, prompts: Tensor, mask: Tensor, max_new_tokens: int, slack: int, **settings: object
     ) -> "Rows":
-        """Rows of left-padded prompts [B, P] with mask [B, P]; `slack` columns of scratch past the end."""
+        """Rows of left-padded prompts [B, P] with mask [B, unseen + P], and `slack` columns of scratch."""
         rows, width = prompts.shape
         sequences = prompts.new_zeros(rows, width + max_new_tokens + slack)
         sequences[:, :width] = prompts
-        pads = (width - mask.long().sum(dim=1)).tolist()
+        pads = (mask.shape[1] - mask.long().sum(dim=1)).tolist()
         return cls(
             sequences,
             width,
             pads,
             max_new_tokens,
+            unseen=mask.shape[1] - width,
             generated=[0] * rows,
             active=list(range(rows)),
             **settings,  # type: ignore[arg-type]
@@ -67,7 +72,8 @@ class Rows:
     @property
     def cached(self) -> list[int]:
         """Tokens in the cache of every active row: all committed ones but the last."""
-        return [self.prompt_width - self.pads[row] + self.generated[row] - 1 for row in self.active]
+        width = self.unseen + self.prompt_width - 1
+        return [width - self.pads[row] + self.generated[row] for row in self.active]
 
     @property
     def remaining(self) -> int:
@@ -85,14 +91,18 @@ class Rows:
 
     def committed(self, row: int, start: int = 0) -> list[int]:
         """Prompt and generated tokens of `row` from the `start`-th on, padding left out."""
-        first = self.pads[row] + start
+        first = self._first(row) + start
         return self.sequences[row, first : self.prompt_width + self.generated[row]].tolist()
 
     def prompts(self) -> list[list[int]]:
         """The prompts without padding."""
         return [
-            row[pad : self.prompt_width].tolist() for row, pad in zip(self.sequences, self.pads, strict=True)
+            tokens[self._first(row) : self.prompt_width].tolist() for row, tokens in enumerate(self.sequences)
         ]
+
+    def _first(self, row: int) -> int:
+        """Column of a row's first token that is not padding."""
+        return max(self.pads[row] - self.unseen, 0)
 
     def append(self, row: int, tokens: list[int]) -> tuple[list[int], bool]:
         """Commit tokens to `row` up to where it finishes; return those and whether it finished."""

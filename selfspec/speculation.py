@@ -11,6 +11,7 @@ from selfspec.config import SpeculationConfig
 from selfspec.drafting.corpus import read_corpus
 from selfspec.drafting.suffix_automaton import SuffixAutomaton
 from selfspec.pacing import Pacer
+from selfspec.rechecking import ModelCheck
 from selfspec.rows import Rows
 from selfspec.shapes import FASTEST, ShapePlan, describe, probe
 from selfspec.stats import Stats
@@ -48,6 +49,7 @@ class Speculation:
         self.profiles: dict[str, Profile] = {}
         """By workload, the newest last."""
         self._model: Any = None
+        self._check = ModelCheck()
         self._corpus: SuffixAutomaton | None = None
         self._knowledge: Knowledge | None = None
         self._lock = threading.Lock()
@@ -67,6 +69,19 @@ class Speculation:
             _log.log(logging.WARNING if self.view is None else logging.INFO, self.view_note)
         low_bit = None if self.view is None else time_passes(self.view.of(decoder))
         self._knowledge = Knowledge(decoder.n_layers, exact, low_bit, self.config.draft_bits)
+
+    def recheck(self, model: Any, decoder: LayeredDecoder) -> None:
+        """Check the model, if it is not in the state in which it was checked last.
+
+        Raises:
+            UnsupportedModelError: layers run one by one do not give the model's own logits.
+            ConfigError: the settings name a layer that the model has not, or a tree that it cannot take.
+        """
+        if self._check.is_due(model, decoder):
+            self.config.check_model(decoder.n_layers, decoder.takes_trees)
+            self._check.check(model, decoder)
+            with self._lock:  # what was packed and timed is another model's
+                self.view = self._knowledge = None
 
     def attach(self, model: Any, profiles: dict[str, Profile]) -> None:
         """Take up the model that `tune` works on, and its profiles."""

@@ -14,12 +14,13 @@ from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.families import UnsupportedModelError
-from layer_skip.self_check import check_decoder
 from selfspec.config import SpeculationConfig
-from selfspec.fallback import NotSpeculatedError, check_arguments, check_mask_shape
-from selfspec.generation import Output, callers_streamer, decode
+from selfspec.fallback import NotSpeculatedError
+from selfspec.generation import Output, decode
+from selfspec.request import named, speculable
 from selfspec.rows import RoundEvent
 from selfspec.speculation import Speculation
+from selfspec.streaming import WithoutPrompt, callers_streamer
 from selfspec.tuning.store import kept_profiles, load_profiles
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -31,7 +32,7 @@ def wrap(model: Model, **settings: Any) -> Model:
     Wrapping a wrapped model replaces its settings.
 
     Args:
-        model: a Hugging Face causal language model.
+        model: a Hugging Face causal language model, or a PEFT model over one.
         settings: the fields of `SpeculationConfig`.
 
     Raises:
@@ -40,17 +41,17 @@ def wrap(model: Model, **settings: Any) -> Model:
         ProfileError: a profile that cannot be read, or is for another model, device or dtype.
     """
     config = SpeculationConfig.of(**settings)
-    if "generate" in vars(model) and not is_wrapped(model):
-        raise UnsupportedModelError(f"this {type(model).__name__} has a generate of its own on the instance")
-    decoder = LayeredDecoder(model)
-    config.check_model(decoder.n_layers, decoder.takes_trees)
-    check_decoder(model, decoder)
-    profiles = kept_profiles(model) if config.profile is None else load_profiles(config.profile, model)
+    inner: Any = _generating(model)
+    if "generate" in vars(inner) and not is_wrapped(inner):
+        raise UnsupportedModelError(f"this {type(inner).__name__} has a generate of its own on the instance")
+    decoder = LayeredDecoder(inner)
     speculation = Speculation(config)
-    speculation.attach(model, profiles)
-    speculation.prepare(model, decoder)
-    model.speculation = speculation  # type: ignore[assignment]
-    model.generate = SpeculativeGenerate(model)  # type: ignore[assignment]
+    speculation.recheck(inner, decoder)
+    profiles = kept_profiles(inner) if config.profile is None else load_profiles(config.profile, inner)
+    speculation.attach(inner, profiles)
+    speculation.prepare(inner, decoder)
+    inner.speculation = speculation
+    inner.generate = SpeculativeGenerate(inner)
     return model
 
 
@@ -62,14 +63,21 @@ def unwrap(model: Model) -> Model:
     """
     if not is_wrapped(model):
         raise ValueError(f"this {type(model).__name__} is not wrapped: call selfspec.wrap(model) first")
-    del model.__dict__["generate"]
-    del model.__dict__["speculation"]
+    inner = _generating(model)
+    del inner.__dict__["generate"]
+    del inner.__dict__["speculation"]
     return model
 
 
 def is_wrapped(model: torch.nn.Module) -> bool:
     """Whether `wrap` was called on this instance."""
-    return isinstance(model.__dict__.get("generate"), SpeculativeGenerate)
+    return isinstance(_generating(model).__dict__.get("generate"), SpeculativeGenerate)
+
+
+def _generating(model: torch.nn.Module) -> torch.nn.Module:
+    """The model whose own generate does the work: a PEFT model hands its calls on to the one inside."""
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model
 
 
 # Assisted generation calls generate() on its draft model, which may be this one: it means the model's own.
@@ -100,22 +108,22 @@ class SpeculativeGenerate:
         """
         model: Any = self._model
         own_generate = functools.partial(type(model).generate, model)
+        given = keywords if streamer is None else {**keywords, "streamer": streamer}
+        request = named(model, (inputs, *arguments), given)
+        streamer = request.pop("streamer", None)
         if _falling_back.get():
-            return own_generate(inputs, *arguments, streamer=streamer, **keywords)
+            return own_generate(streamer=streamer, **request)
         try:
-            check_arguments(keywords)
-            prompts = keywords.get("input_ids") if inputs is None else inputs
-            check_mask_shape(prompts, keywords.get("attention_mask"))
             # The streamer stays here: generate() would put the prompt into it before the request is checked.
             method = functools.partial(
                 decode, model.speculation, streamer=streamer, on_round=on_round, workload=workload
             )
-            return own_generate(inputs, *arguments, custom_generate=method, **keywords)
+            return own_generate(**{**speculable(model, request), "custom_generate": method})
         except NotSpeculatedError as error:
             _warn_or_raise(error, model.speculation.config.strict, caller=3)
         token = _falling_back.set(True)
         try:
-            return own_generate(inputs, *arguments, streamer=streamer, **keywords)
+            return own_generate(streamer=streamer, **request)
         finally:
             _falling_back.reset(token)
 
@@ -134,15 +142,15 @@ def generate(
 ) -> Output:
     """For one call on a model that is not wrapped: `model.generate(..., custom_generate=selfspec.generate)`.
 
-    The model is checked on its first call, as `wrap` would; `wrap` it to choose settings.
+    The model is checked on its first call, as `wrap` would; `wrap` it to choose settings, or for
+    stop_strings: transformers gives no tokenizer to a decoding method of others.
     """
     if is_wrapped(model):
         speculation = model.speculation
-    elif model in _unwrapped:
-        speculation = _unwrapped[model]
     else:
-        check_decoder(model, LayeredDecoder(model))
-        speculation = _unwrapped[model] = Speculation(SpeculationConfig(draft_memory=0))
+        if model not in _unwrapped:
+            _unwrapped[model] = Speculation(SpeculationConfig(draft_memory=0))
+        speculation = _unwrapped[model]
     request: dict[str, Any] = {
         "logits_processor": logits_processor,
         "stopping_criteria": stopping_criteria,
@@ -162,35 +170,34 @@ def generate(
         )
     except NotSpeculatedError as error:
         _warn_or_raise(error, speculation.config.strict, caller=5)
-    # The rows were expanded for beams or return sequences; generate() will do so again.
-    copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
-    mask = model_arguments.get("attention_mask")
     request["stopping_criteria"] = StoppingCriteriaList(
         c for c in stopping_criteria if not isinstance(c, (MaxLengthCriteria, EosTokenCriteria))
     )
+    streamer = None if streamer is None else WithoutPrompt(streamer)
     return type(model).generate(
-        model,
-        input_ids[::copies],
-        attention_mask=None if mask is None else mask[::copies],
-        streamer=None if streamer is None else _WithoutPrompt(streamer),
-        **request,
+        model, **_as_passed(input_ids, generation_config, model_arguments), streamer=streamer, **request
     )
 
 
-class _WithoutPrompt:
-    """A streamer that has had its prompt already."""
-
-    def __init__(self, streamer: Any) -> None:
-        self._streamer = streamer
-        self._prompt_seen = False
-
-    def put(self, value: Tensor) -> None:
-        if self._prompt_seen:
-            self._streamer.put(value)
-        self._prompt_seen = True
-
-    def end(self) -> None:
-        self._streamer.end()
+def _as_passed(
+    input_ids: Tensor, config: GenerationConfig, model_arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """The inputs of a request as they were before generate() prepared them, so that it can do so again."""
+    if "attention_mask" in model_arguments and model_arguments["attention_mask"] is None:
+        # dropped, being all ones
+        width = getattr(config, "_mask_length", input_ids.shape[1])
+        model_arguments["attention_mask"] = input_ids.new_ones(len(input_ids), width)
+    if not getattr(model_arguments.get("past_key_values"), "_is_user_defined", False):
+        model_arguments.pop("past_key_values", None)
+    if input_ids.shape[1]:
+        model_arguments["input_ids"] = input_ids
+    # The rows were expanded for beams or return sequences; generate() will do so again.
+    copies = max(config.num_beams or 1, config.num_return_sequences or 1)
+    return {
+        name: value[::copies] if isinstance(value, Tensor) else value
+        for name, value in model_arguments.items()
+        if value is not None and name not in ("use_cache", "logits_to_keep")
+    }
 
 
 def _warn_or_raise(error: NotSpeculatedError, strict: bool, caller: int) -> None:

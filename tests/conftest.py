@@ -41,6 +41,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="every family under every exit layer, draft length and batch, not only a covering choice",
     )
+    parser.addoption(
+        "--conformance-cases",
+        type=int,
+        default=6,
+        help="calls of generate() to compare in every family",
+    )
+    parser.addoption("--conformance-seed", type=int, default=0, help="which calls of generate() are drawn")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    cases, seed = (config.getoption(f"--conformance-{name}") for name in ("cases", "seed"))
+    return f"conformance: --conformance-cases {cases} --conformance-seed {seed}"
 
 
 @pytest.fixture(params=["gemma2", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"])

@@ -123,3 +123,13 @@ def test_a_custom_attention_function_is_refused_by_name(llama: Any, monkeypatch:
         selfspec.wrap(llama)
     llama.set_attn_implementation("sdpa")
     selfspec.wrap(llama)
+
+
+def test_a_model_on_several_devices_is_refused_with_their_names() -> None:
+    model = tiny_model("llama")
+    for one in ({"": 0}, {"model": "cpu", "lm_head": "cpu"}):
+        model.hf_device_map = one
+        assert reason_against(model) is None
+    model.hf_device_map = {"model": 0, "lm_head": 1}
+    with pytest.raises(UnsupportedModelError, match="is spread over 0, 1 by its device_map"):
+        selfspec.wrap(model)

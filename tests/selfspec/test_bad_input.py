@@ -38,7 +38,7 @@ def nan_at(token: int, after: int) -> Any:
             scores[:, token] = float("nan")
         return scores
 
-    return process
+    return selfspec.rowwise(process)
 
 
 BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -176,6 +176,7 @@ def test_a_callback_that_raises_half_way_leaves_the_model_usable(wrapped: Any) -
 
 
 def test_scores_of_minus_infinity_everywhere_are_a_greedy_token_as_in_the_model_itself(wrapped: Any) -> None:
+    @selfspec.rowwise
     def forbid_all(ids: Tensor, scores: Tensor) -> Tensor:
         return torch.full_like(scores, -float("inf"))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import selfspec
-from selfspec import engine
+from selfspec import engine, generation
 from selfspec.call import Call
 from selfspec.tree import Tree
 
@@ -332,7 +332,7 @@ def test_prefill_leaves_out_the_last_token_and_runs_long_prompts_in_chunks(
 ) -> None:
     prompts = random_prompts(23, 9)
     expected = own_generate(llama, **prompts, max_new_tokens=9)
-    monkeypatch.setattr(engine, "PREFILL_CHUNK", 5)
+    monkeypatch.setattr(generation, "PREFILL_CHUNK", 5)
     for deterministic in (True, False):
         selfspec.wrap(llama, exit_layer=2, draft_length=2, deterministic=deterministic)
         widths: list[tuple[int, ...]] = []

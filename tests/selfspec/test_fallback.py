@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, MaxTimeCriteria, StoppingCriteriaList
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria, TopKLogitsWarper
 
+from selfspec import rowwise
 from selfspec.fallback import (
     NotSpeculatedError,
     check_arguments,
@@ -27,33 +29,75 @@ def test_arguments_that_ask_for_nothing_pass() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["assistant_model", "inputs_embeds", "stop_strings", "token_type_ids"])
-def test_an_argument_for_another_way_of_decoding_is_named(name: str) -> None:
-    with pytest.raises(NotSpeculatedError, match=f"^{name} cannot be speculated$") as caught:
+@pytest.mark.parametrize("name", ["assistant_model", "custom_generate", "token_type_ids"])
+def test_an_argument_for_another_way_of_decoding_is_named_with_the_reason(name: str) -> None:
+    with pytest.raises(NotSpeculatedError, match=rf"^{name} cannot be speculated \(.+\)$") as caught:
         check_arguments({name: object()})
     assert caught.value.option == name
 
 
+def check(
+    config: GenerationConfig | None = None,
+    *,
+    processors: Any = (),
+    criteria: Any = (),
+    rows: int = 2,
+    **arguments: Any,
+) -> None:
+    check_request(config or GenerationConfig(), processors, StoppingCriteriaList(criteria), rows, arguments)
+
+
 def test_a_plain_request_passes() -> None:
-    arguments: dict[str, Any] = {"attention_mask": ONES, "past_key_values": DynamicCache(), "use_cache": True}
-    check_request(GenerationConfig(do_sample=True, temperature=0.5, top_p=0.9), [], 2, arguments)
+    config = GenerationConfig(do_sample=True, temperature=0.5, top_p=0.9)
+    check(config, attention_mask=ONES, past_key_values=DynamicCache(), use_cache=True)
 
 
 def test_an_option_is_named_with_its_value() -> None:
     with pytest.raises(NotSpeculatedError, match="num_beams=4 cannot be speculated"):
-        check_request(GenerationConfig(num_beams=4), [], 2, {})
+        check(GenerationConfig(num_beams=4))
 
 
 def test_an_unknown_model_argument_is_not_ignored() -> None:
     with pytest.raises(NotSpeculatedError, match="the model argument pixel_values"):
-        check_request(GenerationConfig(), [], 2, {"pixel_values": torch.zeros(1)})
-    check_request(GenerationConfig(), [], 2, {"pixel_values": None})
+        check(pixel_values=torch.zeros(1))
+    check(pixel_values=None)
 
 
-def test_a_cache_that_holds_tokens_is_not_ignored() -> None:
-    cache = SimpleNamespace(get_seq_length=lambda: 3)
-    with pytest.raises(NotSpeculatedError, match="past_key_values"):
-        check_request(GenerationConfig(), [], 2, {"past_key_values": cache})
+def scores_of(ids: Tensor, scores: Tensor) -> Tensor:
+    return scores
+
+
+def test_a_processor_of_ones_own_is_left_to_the_model_until_it_is_marked() -> None:
+    """It may count its calls, or know the rows of the batch by their place."""
+
+    class Own(TopKLogitsWarper):
+        pass
+
+    for rows in (1, 2):
+        for processor, name in ((scores_of, "scores_of"), (Own(3), "Own")):
+            with pytest.raises(NotSpeculatedError, match=f"the logits processor {name} cannot .*rowwise"):
+                check(processors=[TopKLogitsWarper(3), processor], rows=rows)
+        check(processors=[TopKLogitsWarper(3), rowwise(Own(3)), rowwise(lambda ids, scores: scores)])
+
+
+def test_a_criterion_of_ones_own_is_left_to_the_model_where_it_could_see_more_than_its_row() -> None:
+    def own(ids: Tensor, scores: Any) -> Tensor:
+        return ids[:, -1] == 3
+
+    length, end = MaxLengthCriteria(9), EosTokenCriteria(5)
+    with_scores = GenerationConfig(return_dict_in_generate=True, output_scores=True)
+    check(criteria=[length, end, own], rows=1)
+    check(criteria=[length, end, MaxTimeCriteria(1.0)])
+    check(with_scores, criteria=[length, end, MaxTimeCriteria(1.0)])
+    with pytest.raises(NotSpeculatedError, match="the stopping criterion own over several rows"):
+        check(criteria=[length, end, own])
+    with pytest.raises(NotSpeculatedError, match="the stopping criterion own with output_scores=True"):
+        check(with_scores, criteria=[length, own], rows=1)
+    with pytest.raises(NotSpeculatedError, match="several rows without an eos_token_id"):
+        check(criteria=[length, MaxTimeCriteria(1.0)])
+    rowwise(own)
+    check(criteria=[length, end, own])
+    check(with_scores, criteria=[length, own], rows=1)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +122,15 @@ def test_a_prompt_that_cannot_be_served_is_refused_with_what_to_do(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         check_prompts(prompts, mask, 97, 10)
+
+
+def test_columns_without_token_ids_count_as_part_of_the_prompt() -> None:
+    check_prompts(PROMPTS, torch.ones(2, 5), 97, 5, unseen=2)
+    check_prompts(PROMPTS[:, :0], torch.ones(2, 2), 97, 5, unseen=2)
+    with pytest.raises(ValueError, match="the prompt has 5 tokens, the model 4 positions"):
+        check_prompts(PROMPTS, torch.ones(2, 5), 97, 4, unseen=2)
+    with pytest.raises(ValueError, match=r"attention_mask has shape \[2, 3\], the prompts \[2, 5\]"):
+        check_prompts(PROMPTS, ONES, 97, 9, unseen=2)
 
 
 def test_left_padding_and_the_edges_of_vocabulary_and_positions_pass() -> None:

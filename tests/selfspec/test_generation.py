@@ -19,17 +19,19 @@ from transformers import (
     PreTrainedTokenizerFast,
     StoppingCriteria,
     StopStringCriteria,
+    SynthIDTextWatermarkingConfig,
     TextIteratorStreamer,
     TextStreamer,
-    WatermarkingConfig,
     pipeline,
 )
+from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 
 import selfspec
-from selfspec import fallback
+from selfspec import surface
 
 SETTINGS = {"exit_layer": 2, "draft_length": 3}
 ONE, BATCH = random_prompts(9), random_prompts(6, 11, 3)
+LEFT_CACHE = surface.LEFT["cache_implementation"][1]
 
 
 @pytest.fixture
@@ -45,6 +47,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="!", padding_side="left")
 
 
+@selfspec.rowwise
 class EndsWith(StoppingCriteria):
     """Stops a row after one of some tokens."""
 
@@ -127,6 +130,7 @@ def test_a_dictionary_comes_back_when_asked_for(wrapped: Any) -> None:
         assert torch.equal(out.sequences, own.sequences)
         assert out.scores is None
         assert out.logits is None
+        assert out.past_key_values.get_seq_length() == own.past_key_values.get_seq_length()
 
 
 @pytest.mark.parametrize("limit", [1, 9, 10, 11])
@@ -142,13 +146,12 @@ def test_the_returned_cache_is_the_models_own_and_goes_on(family: str, limit: in
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
     longer = own_generate(model, **ONE, max_new_tokens=limit + 8)
     again = model.generate(**request)
-    with exactly_one_warning(naming="past_key_values"):
-        out = model.generate(
-            again.sequences,
-            attention_mask=torch.ones_like(again.sequences),
-            past_key_values=again.past_key_values,
-            max_new_tokens=8,
-        )
+    out = model.generate(
+        again.sequences,
+        attention_mask=torch.ones_like(again.sequences),
+        past_key_values=again.past_key_values,
+        max_new_tokens=8,
+    )
     assert torch.equal(out, longer)
 
 
@@ -389,9 +392,9 @@ def test_custom_generate_falls_back_too(
 def test_custom_generate_falls_back_with_its_streamer_and_processors(llama: Any) -> None:
     own, ours = Recorder(), Recorder()
     processor = [lambda ids, scores: scores.roll(1, dims=-1)]
-    request = {**ONE, "max_new_tokens": 8, "output_scores": True, "return_dict_in_generate": True}
+    request = {**ONE, "max_new_tokens": 8, "output_hidden_states": True, "return_dict_in_generate": True}
     expected = own_generate(llama, **request, logits_processor=processor, streamer=own)
-    with exactly_one_warning(naming="output_scores=True"):
+    with exactly_one_warning(naming="output_hidden_states=True"):
         out = llama.generate(
             **request, logits_processor=processor, streamer=ours, custom_generate=selfspec.generate
         )
@@ -410,6 +413,10 @@ def own_loop(model: Any, input_ids: Tensor, **_: Any) -> Tensor:
     return input_ids.repeat(1, 2)
 
 
+def roll(ids: Tensor, scores: Tensor) -> Tensor:
+    return scores.roll(1, dims=-1)
+
+
 # Option -> the request, and the name that the warning gives. Callables are asked for a value with the model.
 NOT_SPECULATED: dict[str, tuple[dict[str, Any], str]] = {
     "num_beams": ({"num_beams": 3}, "num_beams=3"),
@@ -417,12 +424,16 @@ NOT_SPECULATED: dict[str, tuple[dict[str, Any], str]] = {
     "assistant_early_exit": ({"assistant_early_exit": 2}, "assistant_early_exit=2"),
     "assistant_model": ({"assistant_model": lambda model: tiny_model("llama", seed=1)}, "assistant_model"),
     "guidance_scale": ({"guidance_scale": 1.5}, "guidance_scale=1.5"),
-    "watermarking_config": ({"watermarking_config": WatermarkingConfig()}, "watermarking_config"),
+    "a watermark with a state": (
+        {"watermarking_config": SynthIDTextWatermarkingConfig(ngram_len=3, keys=[5, 7, 11])},
+        "SynthIDTextWatermarkLogitsProcessor",
+    ),
     "use_cache": ({"use_cache": False}, "use_cache=False"),
-    "cache_implementation": ({"cache_implementation": "static"}, "cache_implementation='static'"),
-    "prefill_chunk_size": ({"prefill_chunk_size": 4}, "prefill_chunk_size=4"),
-    "output_scores": ({"output_scores": True, "return_dict_in_generate": True}, "output_scores=True"),
-    "output_logits": ({"output_logits": True, "return_dict_in_generate": True}, "output_logits=True"),
+    "a static cache to return": (
+        {"cache_implementation": "static", "return_dict_in_generate": True},
+        "cache_implementation='static'",
+    ),
+    "is_assistant": ({"is_assistant": True, "assistant_confidence_threshold": 0.0}, "is_assistant=True"),
     "output_hidden_states": (
         {"output_hidden_states": True, "return_dict_in_generate": True},
         "output_hidden_states=True",
@@ -432,10 +443,7 @@ NOT_SPECULATED: dict[str, tuple[dict[str, Any], str]] = {
         "output_attentions=True",
     ),
     "position_ids": ({"position_ids": lambda model: torch.arange(9)[None]}, "position_ids"),
-    "inputs_embeds": (
-        {"inputs_embeds": lambda model: model.get_input_embeddings()(ONE["input_ids"])},
-        "inputs_embeds",
-    ),
+    "a processor": ({"logits_processor": [roll]}, "the logits processor roll"),
     "custom_generate": ({"custom_generate": own_loop}, "custom_generate"),
 }
 # Moved by transformers out of its own code: its own generate can only say so.
@@ -449,8 +457,9 @@ MOVED = {
 
 
 def test_every_option_of_the_table_is_tested() -> None:
-    unneeded = {"use_mtp"}  # only for models with such layers
-    assert set(fallback._NEUTRAL) - unneeded <= NOT_SPECULATED.keys() | MOVED.keys()
+    # Multi-token prediction needs a model with such layers; the others are tested by themselves below.
+    unneeded = {"use_mtp", "token_healing", "cache_implementation"}
+    assert surface.LEFT.keys() - unneeded <= NOT_SPECULATED.keys() | MOVED.keys()
 
 
 @pytest.mark.parametrize("option", NOT_SPECULATED)
@@ -494,23 +503,86 @@ def test_what_transformers_gave_up_is_its_own_to_refuse(wrapped: Any, option: st
     assert outcomes[0] == outcomes[1]
 
 
-def test_a_constraint_on_tokens_is_speculated_for_one_row_and_not_for_several(wrapped: Any) -> None:
+def test_a_constraint_on_tokens_is_speculated_and_knows_its_row(wrapped: Any) -> None:
     request = {"max_new_tokens": 8, "prefix_allowed_tokens_fn": prefix_fn}
-    expected = own_generate(wrapped, **ONE, **request)
-    assert torch.equal(wrapped.generate(**ONE, **request), expected)
-    assert wrapped.speculation.total.calls == 1
-    with exactly_one_warning(naming="PrefixConstrainedLogitsProcessor over several rows"):
-        out = wrapped.generate(**BATCH, **request)
-    assert torch.equal(out, own_generate(wrapped, **BATCH, **request))
+    for prompts in (ONE, BATCH):
+        expected = own_generate(wrapped, **prompts, **request)
+        assert torch.equal(wrapped.generate(**prompts, **request), expected)
+    assert wrapped.speculation.total.calls == 2
+    assert not torch.equal(expected, own_generate(wrapped, **BATCH, max_new_tokens=8))
+    out = text(wrapped, **ONE, **request, do_sample=True, num_return_sequences=3)[:, -8:]
+    assert all(int(token + row) % 2 for row, tokens in enumerate(out) for token in tokens)
 
 
-def test_stop_strings_stop_where_the_model_itself_would(wrapped: Any, tokenizer: Any) -> None:
-    request = {**ONE, "max_new_tokens": 24, "stop_strings": tokenizer.decode(common_tokens(wrapped, ONE, 1))}
-    expected = own_generate(wrapped, **request, tokenizer=tokenizer)
+@pytest.mark.parametrize("where", ["the call", "a generation_config", "the model's generation_config"])
+def test_stop_strings_are_speculated_and_stop_where_the_model_itself_would(
+    wrapped: Any, tokenizer: Any, where: str
+) -> None:
+    strings = tokenizer.decode(common_tokens(wrapped, ONE, 1))
+    request: dict[str, Any] = {**ONE, "max_new_tokens": 24, "tokenizer": tokenizer}
+    if where == "the call":
+        request["stop_strings"] = strings
+    elif where == "a generation_config":
+        request["generation_config"] = GenerationConfig(max_new_tokens=24, stop_strings=strings)
+    else:
+        wrapped.generation_config.stop_strings = [strings, "never said"]
+    expected = own_generate(wrapped, **request)
     assert expected.shape[1] < 9 + 24
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert torch.equal(wrapped.generate(**request, tokenizer=tokenizer), expected)
+    assert torch.equal(wrapped.generate(**request), expected)
+    assert wrapped.speculation.total.calls == 1
+
+
+def test_stop_strings_stop_every_row_by_itself(wrapped: Any, tokenizer: Any) -> None:
+    stop, end = common_tokens(wrapped, BATCH, 2)
+    request = {**BATCH, "max_new_tokens": 24, "eos_token_id": end, "tokenizer": tokenizer}
+    request["stop_strings"] = [tokenizer.decode([stop])]
+    expected = own_generate(wrapped, **request)
+    assert torch.equal(wrapped.generate(**request), expected)
+    assert wrapped.speculation.total.calls == 1
+
+
+def test_stop_strings_without_a_tokenizer_are_an_error_as_ever(wrapped: Any) -> None:
+    with pytest.raises(ValueError, match="could not locate a tokenizer"):
+        wrapped.generate(**ONE, max_new_tokens=4, stop_strings="x")
+
+
+@pytest.mark.parametrize(
+    "asked", [{"cache_implementation": "paged"}, {"token_healing": True, "max_new_tokens": 4}], ids=str
+)
+def test_what_generate_does_before_it_asks_a_decoding_method_is_left_to_it(
+    wrapped: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    seen = []
+
+    def spy(model: Any, inputs: Any = None, **request: Any) -> None:
+        seen.append(request)
+
+    monkeypatch.setattr(type(wrapped), "generate", spy)
+    with exactly_one_warning(naming=next(iter(asked))):
+        wrapped.generate(**ONE, **asked, tokenizer=tokenizer)
+    assert len(seen) == 1
+    assert "custom_generate" not in seen[0]
+    assert seen[0]["tokenizer"] is tokenizer
+    assert asked.items() <= seen[0].items()
+
+
+def test_arguments_by_position_are_not_overlooked(wrapped: Any) -> None:
+    """generate(inputs, generation_config, logits_processor, ..., synced_gpus, assistant_model)"""
+    assistant = tiny_model("llama", seed=1)
+    config = GenerationConfig(max_new_tokens=6, num_assistant_tokens=3)
+    with exactly_one_warning(naming="assistant_model"):
+        out = wrapped.generate(ONE["input_ids"], config, None, None, None, None, assistant)
+    assert torch.equal(out, own_generate(wrapped, ONE["input_ids"], config))
+    own, ours = Recorder(), Recorder()
+    arguments = (ONE["input_ids"], config, None, None, prefix_fn, None, None)
+    own_generate(wrapped, *arguments, own)
+    wrapped.generate(*arguments, ours)
+    assert ours.log == own.log
+    assert wrapped.speculation.total.calls == 1
+    with pytest.raises(TypeError, match="multiple values for argument 'generation_config'"):
+        wrapped.generate(ONE["input_ids"], config, generation_config=config)
+    with pytest.raises(TypeError, match="by position"):
+        wrapped.generate(*[None] * 30)
 
 
 def test_token_type_ids_are_not_ignored() -> None:
@@ -538,12 +610,37 @@ def test_a_fallback_samples_under_the_seed_as_the_model_itself_would(wrapped: An
         assert torch.equal(wrapped.generate(**request), expected)
 
 
-def test_a_cache_setting_that_only_asks_for_the_usual_cache_does_not_matter(wrapped: Any) -> None:
+def test_a_cache_setting_that_only_asks_for_room_ahead_does_not_matter(wrapped: Any) -> None:
     """Gemma 2 checkpoints ask for "hybrid", which transformers takes for its usual one."""
     expected = own_generate(wrapped, **ONE, max_new_tokens=8)
-    for name in ("dynamic", "hybrid"):
+    names = ("dynamic", "hybrid", "static", "sliding_window", "hybrid_chunked")
+    for name in names:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             out = wrapped.generate(**ONE, max_new_tokens=8, cache_implementation=name)
         assert torch.equal(out, expected)
-    assert wrapped.speculation.total.calls == 2
+    assert wrapped.speculation.total.calls == len(names)
+
+
+def test_every_other_cache_is_left_to_the_model_itself(wrapped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offloading needs a GPU, and a quantized cache its library: the request alone is looked at."""
+    asked: list[str] = []
+    own = type(wrapped).generate
+
+    def spy(model: Any, inputs: Any = None, **request: Any) -> Any:
+        if "custom_generate" in request:
+            return own(model, inputs, **request)
+        return asked.append(request["cache_implementation"])
+
+    known = ("dynamic", "static", "sliding_window", "hybrid", "hybrid_chunked")
+    others = sorted({*ALL_CACHE_IMPLEMENTATIONS} - {*known})
+    assert {"offloaded", "quantized", "offloaded_static"} <= {*others}
+    for name in others:
+        config = GenerationConfig(cache_implementation=name)
+        assert surface.unserved(config) == (f"cache_implementation={name!r}", LEFT_CACHE)
+    monkeypatch.setattr(type(wrapped), "_prepare_cache_for_generation", lambda *_, **__: None)
+    monkeypatch.setattr(type(wrapped), "generate", spy)
+    for name in others:
+        with exactly_one_warning(naming=f"cache_implementation='{name}'"):
+            wrapped.generate(**ONE, max_new_tokens=3, cache_implementation=name)
+    assert asked == others

@@ -25,6 +25,7 @@ def frequent_tokens(out: Tensor, count: int) -> list[int]:
     return [token for token, _ in Counter(out.flatten().tolist()).most_common(count)]
 
 
+@selfspec.rowwise
 def custom_processor(ids: Tensor, scores: Tensor) -> Tensor:
     """Reads the whole prefix: forbids a token that depends on its sum, and the last token."""
     scores = scores.clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,12 +10,16 @@ import torch
 from tiny_models import padded
 from torch import Tensor
 from transformers.generation.logits_process import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
     MinPLogitsWarper,
     NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    WatermarkLogitsProcessor,
 )
 
 from selfspec.processing import Processors
@@ -114,9 +119,72 @@ def test_every_node_of_a_tree_reads_its_own_branch() -> None:
     first, second = [1, 2, 3, 1, 2, 3], [0, 5, 6, 5, 6]
     branches = [[], [7], [8], [7, 9], [8, 4], [7, 9, 6]]
     assert seen[:6] == [first + branch for branch in branches]
-    assert [seen[6 + column] for column in (0, 1, 3, 5)] == [second + b for b in ([], [1], [1, 2], [1, 2, 3])]
+    # Its other two nodes are NOTHING: no prefix ends so.
+    assert seen[6:] == [second + branch for branch in ([], [1], [1, 2], [1, 2, 3])]
     for column, branch in enumerate(branches):
         assert torch.equal(scores[0, column], logits(6)[0, column] + sum(first + branch))
+
+
+def never(prefix: list[int]) -> bool:
+    """A language without a 7 after a 3."""
+    return (3, 7) in itertools.pairwise(prefix)
+
+
+def test_a_constraint_is_not_asked_about_prefixes_that_it_does_not_allow() -> None:
+    """Some raise then, and what was found or stands beside a chain knows nothing of them."""
+    asked = []
+
+    def allowed(row: int, ids: Tensor) -> list[int]:
+        asked.append((row, ids.tolist()))
+        assert not never(ids.tolist())
+        return [token for token in range(VOCAB) if not never([int(ids[-1]), token])]
+
+    tree = Tree.of((0, 0, 1, 2, 3))
+    drafts = torch.tensor([[7, 8, 9, 4, 6], [3, NOTHING, 7, NOTHING, 6]])
+    processors = Processors([PrefixConstrainedLogitsProcessor(allowed, 1)])
+    for _ in range(2):  # as in a draft's last pass, and in verification
+        asked.clear()
+        scores = processors(logits(6), some_rows(), drafts, tree.paths)
+        first, second = [1, 2, 3, 1, 2, 3], [0, 5, 6, 5, 6]
+        assert asked == [(0, first + branch) for branch in ([], [8], [8, 4])] + [
+            (2, second + branch) for branch in ([], [3])
+        ]
+        assert bool(scores[0, 0, 7].isneginf())
+        assert bool(scores[1, 1, 7].isneginf())
+    processors(logits(1), some_rows(), drafts, [(0, 2)])
+    assert len(asked) == 5  # a later pass remembers the earlier ones of its round
+    rows = some_rows()
+    rows.append(0, [4])
+    processors(logits(1), rows, drafts, [()])
+    assert asked[-2:] == [(0, [1, 2, 3, 1, 2, 3, 4]), (2, [0, 5, 6, 5, 6])]
+
+
+def test_where_every_score_is_minus_infinity_drafts_are_read_on() -> None:
+    def nothing(ids: Tensor, scores: Tensor) -> Tensor:
+        return torch.full_like(scores, -float("inf"))
+
+    scores = Processors([nothing])(logits(3), some_rows(), torch.tensor([[0, 0], [0, 0]]), CHAIN)
+    assert bool(scores.isneginf().all())
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+def test_a_processor_that_knows_its_rows_by_place_is_asked_as_the_row_it_is(rows: int) -> None:
+    """`rows`: of the batch; with several sequences for each of two prompts, or one."""
+    prompts = torch.tensor([[1, 2, 3, 1, 2], [4, 5, 6, 4, 5]])
+    ids = torch.tensor([[8, 1, 2], [9, 4, 5]]).repeat_interleave(rows // 2, dim=0)
+    batch = Rows.of_prompts(ids, torch.ones_like(ids), 5, 5, eos_tokens=frozenset(), pad_token=0)
+    raw = torch.randn(rows, 1, VOCAB, generator=torch.Generator().manual_seed(1))
+    for processor in (
+        EncoderRepetitionPenaltyLogitsProcessor(1.7, prompts),
+        EncoderNoRepeatNGramLogitsProcessor(2, prompts),
+        RepetitionPenaltyLogitsProcessor(1.7, prompt_ignore_length=torch.arange(rows) % 3),
+        PrefixConstrainedLogitsProcessor(lambda row, prefix: [row, int(prefix[-1])], 1),
+        WatermarkLogitsProcessor(VOCAB, "cpu", greenlist_ratio=0.4),
+    ):
+        expected = processor(ids, raw[:, 0].clone())
+        actual = Processors([processor])(raw, batch, ids[:, :0], [()])[:, 0]
+        assert torch.equal(actual, expected), type(processor).__name__
+        assert not torch.equal(actual, raw[:, 0])
 
 
 def test_candidates_are_scratch() -> None:

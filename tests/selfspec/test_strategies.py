@@ -85,6 +85,7 @@ def test_coupled_text_is_the_same_for_every_strategy_tree_and_batch(family: str)
                 assert torch.equal(alone[0, -12:], plain[row, -12:]), (setting, row)
 
 
+@selfspec.rowwise
 def reads_the_prefix(ids: Tensor, scores: Tensor) -> Tensor:
     """Forbids a token that depends on the sum of the prefix, and makes its last one unlikely."""
     scores = scores.clone()

@@ -1,0 +1,55 @@
+"""Hugging Face streamers: tokens as they are committed, one column of the batch at a time."""
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+
+from selfspec.rows import Rows
+
+
+class Stream:
+    """Hands a call's committed tokens to a streamer; a column goes once every unfinished row has it."""
+
+    def __init__(self, streamer: Any) -> None:
+        self._streamer = streamer
+        self._sent = 0
+
+    def __call__(self, rows: Rows) -> None:
+        ready = min((rows.generated[row] for row in rows.active), default=max(rows.generated))
+        while self._sent < ready:
+            column = rows.sequences[:, rows.prompt_width + self._sent].clone()
+            for row, count in enumerate(rows.generated):
+                if count <= self._sent:
+                    column[row] = rows.pad_token
+            self._streamer.put(column.cpu())
+            self._sent += 1
+
+
+class WithoutPrompt:
+    """A streamer that has had its prompt already."""
+
+    def __init__(self, streamer: Any) -> None:
+        self._streamer = streamer
+        self._prompt_seen = False
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt_seen:
+            self._streamer.put(value)
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        self._streamer.end()
+
+
+def callers_streamer() -> Any:
+    """The streamer of the generate() call that called `selfspec.generate` as its custom_generate.
+
+    transformers hands a streamer to its own decoding methods only; ignoring it would be silent.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "generate" and "generation_mode_kwargs" in frame.f_locals:
+            return frame.f_locals.get("streamer")
+        frame = frame.f_back
+    return None
