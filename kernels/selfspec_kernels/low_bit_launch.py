@@ -1,6 +1,5 @@
 """How `low_bit_product` is cut into Triton programs: import this only where triton is installed."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,6 +7,7 @@ import torch
 import triton
 from torch import Tensor
 
+from selfspec_kernels.launching import interpreted, on, options, processors
 from selfspec_kernels.low_bit_kernels import BF16_BASE, FP16_BASE, add_kernel, dot_kernel, sum_kernel
 
 _MANY_STEPS = 8
@@ -52,25 +52,19 @@ def plan(m: int, n: int, k: int, group: int, dtype: torch.dtype, processors: int
     return Plan(kernel, block_m, block_n, chunk, slices, warps, stages, splits)
 
 
-def can_run_on(device: torch.device) -> bool:
-    """A CUDA device, or anywhere under Triton's interpreter."""
-    return device.type == "cuda" or _interpreted()
-
-
 def product(
     x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, chosen: Plan | None = None
 ) -> Tensor:
     """`low_bit_product` for checked x [m, K], contiguous; by `plan` unless a plan is handed over."""
     (m, k), n = x.shape, len(packed)
     group = k // len(scales)
-    chosen = chosen or plan(m, n, k, group, x.dtype, _processors(x.device))
+    chosen = chosen or plan(m, n, k, group, x.dtype, processors(x.device))
     whole = chosen.splits == 1
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     if not out.numel():
         return out
     parts = out if whole else torch.empty(chosen.splits, m, n, dtype=torch.float32, device=x.device)
-    # Triton launches on the current device, which need not be x's.
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with on(x.device):
         _launch(chosen, group, x, packed, scales, bias if whole else None, parts)
         if not whole:
             adding = (triton.cdiv(m * n, _ADDED),)
@@ -83,7 +77,7 @@ def _launch(
 ) -> None:
     (m, k), (n, row_bytes) = x.shape, packed.shape
     grid = (triton.cdiv(n, chosen.block_n), chosen.splits, triton.cdiv(m, chosen.block_m))
-    fixed = constants(chosen, group, x.dtype) | {"PLAIN": _interpreted()} | options(chosen.warps)
+    fixed = constants(chosen, group, x.dtype) | {"PLAIN": interpreted()} | options(chosen.warps)
     if chosen.kernel == "dot":
         pairs = scales.view(torch.int32)
         dot_kernel[grid](x, packed, pairs, bias, out, m, n, k, row_bytes, **fixed)
@@ -103,16 +97,3 @@ def constants(chosen: Plan, group: int, dtype: torch.dtype) -> dict[str, Any]:
         "STAGES": chosen.stages,
         "BASE": base.value,
     }
-
-
-def options(warps: int) -> dict[str, Any]:
-    """How Triton compiles: what is to be a fused multiply-add says so, nothing else becomes one."""
-    return {"num_warps": warps, "enable_fp_fusion": False}
-
-
-def _interpreted() -> bool:
-    return not isinstance(dot_kernel, triton.JITFunction)
-
-
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

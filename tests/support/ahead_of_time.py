@@ -38,14 +38,17 @@ def compile_kernel(
 ) -> Compiled:
     """Compile for sm_80 or sm_90; arguments in neither `types` nor `constants` are None.
 
-    Pointers and sizes, all but m, are taken to be divisible by 16, as they are for the matrices of real
-    models.
+    Pointers and sizes, all but those that the kernel does not specialise, are taken to be divisible by 16, as
+    they are for the matrices of real models.
     """
     names = kernel.arg_names
     signature = {name: types.get(name, "constexpr") for name in names}
     fixed = {(i,): constants.get(name) for i, name in enumerate(names) if name not in types}
+    free = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
     aligned = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in types and name != "m"
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if name in types and name not in free and types[name] != "fp32"
     }
     compiled = triton.compile(
         ASTSource(kernel, signature, fixed, aligned),
@@ -63,3 +66,10 @@ def compile_kernel(
     assert found, usage
     spilled = len(re.findall(r"\b(?:LDL|STL)\b", sass))
     return Compiled(int(found[1]), int(found[2]), spilled, compiled.metadata.shared, sass)
+
+
+def check_resources(found: Compiled, capability: int) -> None:
+    """A program fits the GPU, and no register was spilled."""
+    assert found.shared_memory <= SHARED_MEMORY[capability]
+    assert (found.stack, found.local_accesses) == (0, 0)
+    assert found.registers <= 255

@@ -1,28 +1,18 @@
-"""Runs the low-bit kernels in Triton's interpreter and prints what came out, as JSON; no test by itself.
+"""Runs the low-bit kernels in Triton's interpreter and prints what came out; see `interpreter`.
 
-The interpreter is chosen when a kernel's module is imported, so this has a process of its own:
-
-    TRITON_INTERPRET=1 python low_bit_interpreted.py
-
-For every case, the dtype and the error over the reference, relative to the largest output. For every mutation
-of the kernels' source the error, which must be large.
+Errors are relative to the largest output.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-import tempfile
 from dataclasses import replace
-from itertools import count
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
+from interpreter import guarded, prepare, run
 
-from selfspec_kernels import low_bit_kernels, low_bit_launch
+from selfspec_kernels import low_bit_launch
 from selfspec_kernels.low_bit_product import low_bit_product, pack_levels, pack_scales, reference_product
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -69,15 +59,6 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "offsets of fp32": ("fp32, one row", "scales_ptrs + 1", "scales_ptrs"),
 }
-_GUARD = 512
-
-
-def guarded(tensor: torch.Tensor, value: float) -> torch.Tensor:
-    """The tensor between elements that spoil what reads them."""
-    whole = torch.full((tensor.numel() + 2 * _GUARD,), value, dtype=tensor.dtype)
-    inner = whole[_GUARD:-_GUARD].view(tensor.shape)
-    inner.copy_(tensor)
-    return inner
 
 
 def operands(case: str) -> tuple[list[torch.Tensor | None], int]:
@@ -106,48 +87,13 @@ def error(case: str, launch: ModuleType) -> float:
     return float(relative) if out.isfinite().all() else float("inf")
 
 
-def mutated(source: str, becomes: str, number: int, folder: Path) -> ModuleType:
-    """The launch module over kernels in which every occurrence of `source` was replaced."""
-    text = Path(low_bit_kernels.__file__).read_text(encoding="utf-8")
-    if source not in text:
-        raise ValueError(f"the kernels have no {source!r} to mutate")
-    path = folder / f"mutated_{number}.py"  # Triton reads a kernel's source from its file
-    path.write_text(text.replace(source, becomes), encoding="utf-8")
-    kernels = loaded(path)
-    launch = loaded(Path(low_bit_launch.__file__))
-    for name in ("dot_kernel", "sum_kernel", "add_kernel"):
-        setattr(launch, name, getattr(kernels, name))
-    return launch
-
-
-def loaded(path: Path) -> ModuleType:
-    """A second copy of a module."""
-    name = f"copy_of_{path.stem}_{next(_COPIES)}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_COPIES = count()
-
-
-def poisoned(make: Any) -> Any:
-    """`torch.empty` with NaN in it: an output that nobody writes shows."""
-    return lambda *size, **options: make(*size, **options).fill_(float("nan"))
-
-
 def main() -> None:
     """Print errors by case and by mutation."""
-    torch.set_num_threads(1)
-    torch.empty = poisoned(torch.empty)
-    found: dict[str, dict[str, Any]] = {"cases": {}, "mutations": {}}
-    for case in CASES:
-        found["cases"][case] = {"dtype": str(CASES[case][0]), "error": error(case, low_bit_launch)}
-    with tempfile.TemporaryDirectory() as folder:
-        for number, (name, (case, source, becomes)) in enumerate(MUTATIONS.items()):
-            found["mutations"][name] = error(case, mutated(source, becomes, number, Path(folder)))
+    prepare()
+    every = {case: case for case in CASES}
+    found: dict = run(every, MUTATIONS, error, "low_bit_launch")
+    for case, worst in found["cases"].items():
+        found["cases"][case] = {"dtype": str(CASES[case][0]), "error": worst}
     (x, *rest), _ = operands("one row, one group")
     out = low_bit_product(x[None], *rest, backend="triton")
     found["dispatched"] = {

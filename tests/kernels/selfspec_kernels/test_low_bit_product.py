@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from interpreter import environment, results_of
 
 from selfspec_kernels.low_bit_product import (
     GROUPS,
@@ -21,7 +20,6 @@ from selfspec_kernels.low_bit_product import (
     unpack_levels,
 )
 
-INTERPRETED = Path(__file__).parents[2] / "support" / "low_bit_interpreted.py"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2**-7}
 """Over the largest output; bf16 a whole last bit, because the interpreter cuts where a GPU rounds."""
@@ -152,23 +150,10 @@ def test_what_does_not_belong_together_is_named(message):
 # Triton's interpreter, in a process of its own: kernels imported here are for compilation
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, dict]:
     """Errors by case and by mutation; see support/low_bit_interpreted.py."""
-    if sys.platform != "linux":
-        pytest.skip("triton is for Linux")
-    run = subprocess.run(
-        [sys.executable, str(INTERPRETED)],
-        env=environment() | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return results_of("low_bit")
 
 
 def test_kernels_agree_with_the_reference_in_every_odd_shape(interpreted):
@@ -180,8 +165,8 @@ def test_kernels_agree_with_the_reference_in_every_odd_shape(interpreted):
 
 def test_broken_kernels_do_not_pass(interpreted):
     assert len(interpreted["mutations"]) >= 10
-    for mutation, error in interpreted["mutations"].items():
-        assert error > 0.05, mutation
+    for mutation, found in interpreted["mutations"].items():
+        assert found["error"] > 0.05, mutation
 
 
 def test_the_dispatcher_hands_rows_to_triton(interpreted):
@@ -189,13 +174,6 @@ def test_the_dispatcher_hands_rows_to_triton(interpreted):
 
 
 # On a GPU
-
-
-@pytest.fixture
-def cuda() -> str:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return "cuda"
 
 
 @pytest.mark.gpu

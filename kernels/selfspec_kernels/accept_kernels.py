@@ -1,0 +1,153 @@
+"""The Triton kernels behind `accept`: import this only where triton is installed.
+
+Nothing is atomic: equal inputs give equal bits.
+"""
+
+import triton
+import triton.language as tl
+
+from selfspec_kernels.noise_kernels import gumbel, position_key
+from selfspec_kernels.score_kernels import highest_of, kept, scores_of, threshold_of
+
+
+@triton.jit(do_not_specialize=["m"])
+def choice_kernel(
+    logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, keys_ptr, positions_ptr,
+    values_ptr, scores_ptr, indices_ptr, tops_ptr, masses_ptr, thresholds_ptr,
+    m, V, part, row_stride, column_stride, position_row_stride, position_column_stride,
+    FILTERS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The best token of a part of the vocabulary, and that part's log-sum-exp.
+
+    Position program_id(0) of [B, m]; tokens [i * part, (i + 1) * part) for i = program_id(1), all of them
+    where there are filters.
+
+    Args:
+        keys_ptr, positions_ptr: noise, see `noise.Noise`; None for none.
+        values_ptr, scores_ptr, indices_ptr: [B, m, parts] of the best token: processed score with noise, and
+            without, token; None where no choice is needed.
+        tops_ptr, masses_ptr: [B, m, parts] maximum t of the processed scores, sum of exp(score - t).
+        thresholds_ptr: [B, m] int32, with FILTERS: tokens in order above it are kept (min-p aside).
+    """
+    row = tl.program_id(0)
+    b = row // m
+    logits_ptr += b.to(tl.int64) * row_stride + (row % m).to(tl.int64) * column_stride
+    if temperature_ptr is not None:
+        temperature_ptr += b
+    if FILTERS:
+        highest = highest_of(logits_ptr, V, temperature_ptr, BLOCK)
+        threshold = threshold_of(logits_ptr, V, temperature_ptr, highest, top_k_ptr, top_p_ptr, b, BLOCK)
+        tl.store(thresholds_ptr + row, threshold)
+        min_p = 0.0
+        if min_p_ptr is not None:
+            min_p = tl.load(min_p_ptr + b)
+    if keys_ptr is not None:
+        position = tl.load(positions_ptr + b * position_row_stride + row % m * position_column_stride)
+        key = position_key(tl.load(keys_ptr + b), position)
+    best = tl.full((), float("-inf"), tl.float32)
+    best_score = tl.full((), float("-inf"), tl.float32)
+    index = tl.program_id(1) * part
+    top = tl.full((), float("-inf"), tl.float32)
+    mass = tl.zeros((), tl.float32)
+    last = tl.minimum(index + part, V)
+    for first in range(tl.program_id(1) * part, last, BLOCK):
+        column = tl.arange(0, BLOCK)
+        n = first + column
+        score = scores_of(logits_ptr, n, n < last, temperature_ptr)
+        if FILTERS:
+            # A NaN stays: it is never chosen, but shows in the sum of exponentials.
+            score = tl.where(kept(score, threshold, highest, min_p) | (score != score), score, float("-inf"))
+        here = tl.maximum(top, tl.max(score, axis=0))
+        base = tl.where(here == float("-inf"), 0.0, here)
+        mass = mass * tl.exp(top - base) + tl.sum(tl.exp(score - base), axis=0)
+        top = here
+        if values_ptr is not None:
+            noisy = tl.where(score == score, score, float("-inf"))
+            if keys_ptr is not None:
+                noisy += gumbel(key, n)
+            value, at = tl.max(noisy, axis=0, return_indices=True, return_indices_tie_break_left=True)
+            better = value > best
+            best = tl.where(better, value, best)
+            best_score = tl.where(better, tl.sum(tl.where(column == at, score, 0.0), axis=0), best_score)
+            index = tl.where(better, first + at, index)
+    out = row.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    tl.store(tops_ptr + out, top)
+    tl.store(masses_ptr + out, mass)
+    if values_ptr is not None:
+        tl.store(values_ptr + out, best)
+        tl.store(scores_ptr + out, best_score)
+        tl.store(indices_ptr + out, index)
+
+
+@triton.jit
+def log_sum_of(tops_ptr, masses_ptr, at, inside):
+    """Log-sum-exp [NODES] of parts [NODES, PARTS]."""
+    top = tl.load(tops_ptr + at, mask=inside, other=float("-inf"))
+    mass = tl.load(masses_ptr + at, mask=inside, other=0.0)
+    highest = tl.max(top, axis=1)
+    base = tl.where(highest == float("-inf"), 0.0, highest)
+    return highest + tl.log(tl.sum(mass * tl.exp(top - base[:, None]), axis=1))
+
+
+@triton.jit
+def at_column(node, column, values):
+    """values [NODES] at one column."""
+    return tl.sum(tl.where(node == column, values, 0), axis=0)
+
+
+@triton.jit(do_not_specialize=["n", "depth"])
+def walk_kernel(
+    values_ptr, scores_ptr, indices_ptr, tops_ptr, masses_ptr, draft_ptr, parents_ptr,
+    accepted_ptr, tokens_ptr, logprobs_ptr, columns_ptr, n, depth, parts, draft_stride,
+    NODES: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """From the root to the deepest candidate that stands, row program_id(0).
+
+    Args:
+        values_ptr, ...: as `choice_kernel` left them; where values_ptr is None, indices_ptr [B, n+1] are the
+            choices and scores_ptr their log-probabilities.
+        draft_ptr: [B, n] int64; n may be 0.
+        parents_ptr: [n] int32, or None for a chain.
+        NODES, PARTS: cover n + 1 and parts.
+    """
+    b = tl.program_id(0).to(tl.int64)
+    node = tl.arange(0, NODES)
+    node_in = node <= n
+    out = b * (n + 1) + node
+    if values_ptr is None:
+        choice = tl.load(indices_ptr + out, mask=node_in, other=0).to(tl.int32)
+        logprob = tl.load(scores_ptr + out, mask=node_in, other=0.0)
+    else:
+        part = tl.arange(0, PARTS)
+        at = out[:, None] * parts + part[None, :]
+        inside = node_in[:, None] & (part < parts)[None, :]
+        value = tl.load(values_ptr + at, mask=inside, other=float("-inf"))
+        _, best = tl.max(value, axis=1, return_indices=True, return_indices_tie_break_left=True)
+        hit = (part[None, :] == best[:, None]) & inside
+        choice = tl.sum(tl.where(hit, tl.load(indices_ptr + at, mask=inside, other=0), 0), axis=1)
+        score = tl.sum(tl.where(hit, tl.load(scores_ptr + at, mask=inside, other=0.0), 0.0), axis=1)
+        logprob = score - log_sum_of(tops_ptr, masses_ptr, at, inside)
+    candidate = (node > 0) & node_in
+    parent = node - 1
+    if parents_ptr is not None:
+        parent = tl.load(parents_ptr + node - 1, mask=candidate, other=-1)
+    token = tl.load(draft_ptr + b * draft_stride + node - 1, mask=candidate, other=-1).to(tl.int32)
+    child = (parent[:, None] == node[None, :]) & candidate[:, None]
+    choice_before = tl.sum(tl.where(child, choice[None, :], 0), axis=1)
+    match = child & (token == choice_before)[:, None]
+    reached = (node == 0).to(tl.int32)
+    accepted = tl.zeros((), tl.int32)
+    column = tl.zeros((), tl.int32)
+    for level in range(1, depth + 1):
+        reached = tl.max(tl.where(match, reached[None, :], 0), axis=1)
+        some = tl.max(reached, axis=0) > 0
+        accepted = tl.where(some, level, accepted)
+        column = tl.where(some, tl.min(tl.where(reached > 0, node, NODES), axis=0), column)
+    tl.store(accepted_ptr + b, accepted.to(tl.int64))
+    for back in range(depth + 1):
+        step = depth - back
+        at_step = b * (depth + 1) + step
+        tl.store(columns_ptr + at_step, column.to(tl.int64))
+        tl.store(tokens_ptr + at_step, at_column(node, column, choice).to(tl.int64))
+        tl.store(logprobs_ptr + at_step, at_column(node, column, logprob))
+        column = tl.where((step <= accepted) & (step > 0), at_column(node, column, parent), column)

@@ -1,0 +1,112 @@
+"""How acceptance is cut into Triton programs: import this only where triton is installed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from selfspec_kernels.accept import Accepted, Sampling
+from selfspec_kernels.accept_kernels import choice_kernel, walk_kernel
+from selfspec_kernels.launching import on, options
+from selfspec_kernels.noise import Noise
+
+BLOCK = 4096
+"""Tokens at a time; without filters, those of a program."""
+WARPS = 16
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What `choice_kernel` leaves behind, [B, m, parts] each; see there."""
+
+    values: Tensor | None = None
+    scores: Tensor | None = None
+    indices: Tensor | None = None
+    tops: Tensor | None = None
+    masses: Tensor | None = None
+    thresholds: Tensor | None = None
+    count: int = 1
+
+
+def accept(
+    logits: Tensor,
+    draft: Tensor,
+    sampling: Sampling,
+    noise: Noise | None,
+    parents: Tensor | None,
+    depth: int,
+    block: int = BLOCK,
+) -> Accepted:
+    """`accept` for checked inputs."""
+    with on(logits.device):
+        return _walk(sum_up(logits, sampling, noise, block, choose=True), draft, parents, depth)
+
+
+def walk(choices: Tensor, logprobs: Tensor, draft: Tensor, parents: Tensor | None, depth: int) -> Accepted:
+    """`accept_choices` for checked inputs."""
+    with on(choices.device):
+        return _walk(Parts(scores=logprobs, indices=choices), draft, parents, depth)
+
+
+def covering(nodes: int, parts: int) -> dict[str, int]:
+    """Powers of two for the kernels that hold all nodes, and all parts of each."""
+    return {"NODES": max(16, triton.next_power_of_2(nodes)), "PARTS": triton.next_power_of_2(parts)}
+
+
+def walk_options(nodes: int) -> dict[str, Any]:
+    """Warps for a matrix of nodes by nodes."""
+    return options(4 if nodes <= 16 else 8)
+
+
+def sum_up(logits: Tensor, sampling: Sampling, noise: Noise | None, block: int, choose: bool) -> Parts:
+    """What `choice_kernel` leaves of logits [B, m, V]; without `choose`, no choices."""
+    rows, nodes, vocabulary = logits.shape
+    count = 1 if sampling.filters else triton.cdiv(vocabulary, block)
+
+    def part(dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(rows, nodes, count, dtype=dtype, device=logits.device)
+
+    parts = Parts(
+        values=part() if choose else None,
+        scores=part() if choose else None,
+        indices=part(torch.int32) if choose else None,
+        tops=part(),
+        masses=part(),
+        thresholds=part(torch.int32) if sampling.filters else None,
+        count=count,
+    )
+    if rows:
+        choice_kernel[rows * nodes, count](
+            logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
+            noise.keys if noise else None, noise.positions if noise else None,
+            parts.values, parts.scores, parts.indices, parts.tops, parts.masses, parts.thresholds,
+            nodes, vocabulary, vocabulary if sampling.filters else block, *logits.stride()[:2],
+            *(noise.positions.stride() if noise else (0, 0)),
+            FILTERS=sampling.filters, BLOCK=block, **options(WARPS),
+        )  # fmt: skip
+    return parts
+
+
+def _walk(parts: Parts, draft: Tensor, parents: Tensor | None, depth: int) -> Accepted:
+    rows, candidates = draft.shape
+    out = empty_verdict(rows, depth + 1, draft.device)
+    if rows:
+        sizes = covering(candidates + 1, parts.count)
+        walk_kernel[(rows,)](
+            parts.values, parts.scores, parts.indices, parts.tops, parts.masses, draft, parents,
+            out.accepted, out.tokens, out.logprobs, out.columns,
+            candidates, depth, parts.count, draft.stride(0), **sizes, **walk_options(sizes["NODES"]),
+        )  # fmt: skip
+    return out
+
+
+def empty_verdict(rows: int, width: int, device: torch.device) -> Accepted:
+    """For a kernel to fill: `width` columns."""
+    return Accepted(
+        torch.empty(rows, dtype=torch.int64, device=device),
+        torch.empty(rows, width, dtype=torch.int64, device=device),
+        torch.empty(rows, width, dtype=torch.float32, device=device),
+        torch.empty(rows, width, dtype=torch.int64, device=device),
+    )

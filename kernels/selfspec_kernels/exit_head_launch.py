@@ -1,0 +1,114 @@
+"""How `exit_head` is cut into Triton programs: import this only where triton is installed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from selfspec_kernels.exit_head import Choices, Head
+from selfspec_kernels.exit_head_kernels import choose_kernel, head_kernel, norm_kernel
+from selfspec_kernels.launching import interpreted, on, options
+from selfspec_kernels.noise import Noise
+
+ROWS = 16
+"""Rows a program: as few as tensor cores take."""
+ENTRIES = 4096
+"""Entries that the last choice reads at a time."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the product is cut."""
+
+    block_n: int
+    """Tokens a program."""
+    block_d: int
+    """Inputs a step."""
+    warps: int
+    stages: int
+
+
+def plan(dtype: torch.dtype, weight: torch.dtype) -> Plan:
+    """The same for all sizes, so that a row's bits depend on neither rows nor shortlist."""
+    if dtype == torch.float32:
+        return Plan(64, 32, 4, 3)
+    return Plan(64, 128, 4, 3 if weight == torch.int8 else 4)
+
+
+def choose(
+    hidden: Tensor,
+    head: Head,
+    count: int,
+    temperature: Tensor | None,
+    noise: Noise | None,
+    chosen: Plan | None = None,
+) -> Choices:
+    """`exit_head` for checked inputs."""
+    batch, width, inputs = hidden.shape
+    rows, device = batch * width, hidden.device
+    choices = Choices(
+        torch.empty(batch, width, count, dtype=torch.int64, device=device),
+        *(torch.empty(batch, width, count, dtype=torch.float32, device=device) for _ in range(2)),
+    )
+    if not rows:
+        return choices
+    chosen = chosen or plan(hidden.dtype, head.weight.dtype)
+    tokens = len(head.weight if head.shortlist is None else head.shortlist)
+    blocks = triton.cdiv(tokens, chosen.block_n)
+    best = [torch.empty(rows, blocks, count, dtype=torch.float32, device=device) for _ in range(2)]
+    best.append(torch.empty(rows, blocks, count, dtype=torch.int32, device=device))
+    sums = [torch.empty(rows, blocks, dtype=torch.float32, device=device) for _ in range(2)]
+    with on(device):
+        x = _normalized(hidden, head)
+        fixed = constants(chosen, count) | {"PLAIN": interpreted()} | options(chosen.warps)
+        head_kernel[triton.cdiv(rows, ROWS), blocks](
+            x, head.weight, head.scale, head.bias, head.shortlist, temperature,
+            noise.keys if noise else None, noise.positions if noise else None, *best, *sums,
+            rows, width, tokens, inputs, head.weight.stride(0),
+            *(noise.positions.stride() if noise else (0, 0)), head.multiplier, head.softcap, **fixed,
+        )  # fmt: skip
+        choose_kernel[(rows,)](
+            *best, *sums, choices.tokens, choices.scores, choices.logprobs, blocks,
+            COUNT=count, BLOCKS=_power(blocks), ENTRIES=ENTRIES, **options(8),
+        )  # fmt: skip
+    return choices
+
+
+def constants(chosen: Plan, count: int) -> dict[str, Any]:
+    """The head kernel's compile-time arguments, PLAIN left out."""
+    return {
+        "ROWS": ROWS,
+        "COUNT": count,
+        "BLOCK_N": chosen.block_n,
+        "BLOCK_D": chosen.block_d,
+        "STAGES": chosen.stages,
+    }
+
+
+def norm_constants(inputs: int, kind: str | None) -> dict[str, Any]:
+    """The norm kernel's: a block of the low-rank map is at most 8,192 elements."""
+    block = _power(inputs)
+    return {"KIND": kind, "BLOCK_D": block, "BLOCK_R": max(1, 8192 // block)}
+
+
+def _normalized(hidden: Tensor, head: Head) -> Tensor:
+    batch, width, inputs = hidden.shape
+    norm, calibration = head.norm, head.calibration
+    if norm is None and calibration is None:
+        return hidden.contiguous()
+    hidden = hidden if hidden.stride(-1) == 1 else hidden.contiguous()
+    out = torch.empty(batch, width, inputs, dtype=hidden.dtype, device=hidden.device)
+    fixed = norm_constants(inputs, norm.kind if norm else None)
+    norm_kernel[(batch * width,)](
+        hidden, calibration.down if calibration else None, calibration.up if calibration else None,
+        norm.weight if norm else None, norm.bias if norm else None, out,
+        width, inputs, len(calibration.down) if calibration else 0, hidden.stride(0), hidden.stride(1),
+        norm.eps if norm else 0.0, **fixed, **options(8),
+    )  # fmt: skip
+    return out
+
+
+def _power(size: int) -> int:
+    return max(16, triton.next_power_of_2(size))

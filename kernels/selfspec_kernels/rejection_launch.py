@@ -1,0 +1,36 @@
+"""How `accept_rejection` is cut into Triton programs: import this only where triton is installed."""
+
+from torch import Tensor
+
+from selfspec_kernels.accept import Accepted, Sampling
+from selfspec_kernels.accept_launch import BLOCK, WARPS, covering, empty_verdict, sum_up
+from selfspec_kernels.launching import on, options
+from selfspec_kernels.noise import Noise
+from selfspec_kernels.rejection_kernels import rejection_kernel
+
+
+def reject(
+    logits: Tensor,
+    draft: Tensor,
+    q: Tensor,
+    sampling: Sampling,
+    deciding: Noise,
+    drawing: Noise,
+    found: Tensor | None,
+    block: int = BLOCK,
+) -> Accepted:
+    """`accept_rejection` for checked inputs."""
+    rows, nodes, vocabulary = logits.shape
+    out = empty_verdict(rows, nodes, logits.device)
+    with on(logits.device):
+        parts = sum_up(logits, sampling, None, block, choose=False)
+        if rows:
+            rejection_kernel[(rows,)](
+                logits, parts.tops, parts.masses, parts.thresholds, sampling.temperature, sampling.min_p,
+                draft, q, found, deciding.keys, deciding.positions, drawing.keys, drawing.positions,
+                out.accepted, out.tokens, out.logprobs, out.columns,
+                nodes - 1, vocabulary, parts.count, *logits.stride()[:2], draft.stride(0), *q.stride()[:2],
+                *deciding.positions.stride(), drawing.positions.stride(0),
+                **covering(nodes, parts.count), BLOCK=block, **options(WARPS),
+            )  # fmt: skip
+    return out

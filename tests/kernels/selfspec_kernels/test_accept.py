@@ -1,0 +1,236 @@
+"""Acceptance on the device: its references beside the engine's own, its dispatcher, the Triton kernels."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import torch
+from interpreter import results_of
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from selfspec.acceptance import accept_in_tree, accept_matching
+from selfspec.tree import Tree, chain, grafted, with_siblings
+from selfspec_kernels.accept import Sampling, accept, accept_choices, processed
+from selfspec_kernels.backend import KernelInputError
+from selfspec_kernels.noise import Noise, stream_keys
+
+TREES = [
+    chain(0),
+    chain(4),
+    with_siblings(3),
+    with_siblings(2, 3),
+    grafted(with_siblings(3), 3),
+    Tree.of((0, 1, 0, 3, 4, 1, 2)),
+]
+
+
+def of(tree: Tree) -> dict:
+    """A tree as the kernels take it."""
+    return {"parents": torch.tensor(tree.parents, dtype=torch.int32), "depth": tree.depth}
+
+
+def noise_of(rows, width, device="cpu"):
+    positions = torch.arange(rows * width, device=device).view(rows, width)
+    return Noise(stream_keys(5, torch.arange(rows, device=device)), positions)
+
+
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: str(tree.parents))
+def test_the_walk_is_the_engines_in_every_tree(tree):
+    draw = torch.Generator().manual_seed(tree.size)
+    # Few tokens: candidates often stand, and branches often agree.
+    draft = torch.randint(-1, 3, (200, tree.size - 1), generator=draw)
+    choices = torch.randint(0, 3, (200, tree.size), generator=draw)
+    logprobs = torch.rand(200, tree.size, generator=draw)
+    found = accept_choices(choices, logprobs, draft, **of(tree))
+    expected = accept_in_tree(draft, choices, tree)
+    assert torch.equal(found.accepted, expected.accepted)
+    if tree.depth > 1:
+        assert len(found.accepted.unique()) > 2
+    for row, count in enumerate(found.accepted.tolist()):
+        assert torch.equal(found.tokens[row, : count + 1], expected.tokens[row, : count + 1])
+        path = found.columns[row, : count + 1]
+        assert torch.equal(choices[row, path], found.tokens[row, : count + 1])
+        assert torch.equal(logprobs[row, path], found.logprobs[row, : count + 1])
+    if tree.is_chain:
+        plain = accept_matching(draft, choices)
+        chained = accept_choices(choices, logprobs, draft)
+        assert torch.equal(chained.accepted, plain.accepted)
+        assert torch.equal(chained.columns, found.columns)
+
+
+def test_choices_are_the_targets_own_with_its_noise():
+    logits = torch.randn(3, 5, 70, generator=torch.Generator().manual_seed(0))
+    noise, temperature = noise_of(3, 5), torch.tensor([0.5, 1.0, 2.0])
+    choices = (logits / temperature[:, None, None] + noise.at(torch.arange(70))).argmax(dim=-1)
+    draft = choices[:, :-1].clone()
+    draft[1, 2] += 1
+    found = accept(logits, draft, sampling=Sampling(temperature), noise=noise)
+    assert found.accepted.tolist() == [4, 2, 4]
+    assert torch.equal(found.tokens[0], choices[0])
+    expected = (logits[0] / 0.5).log_softmax(dim=-1).gather(-1, choices[0, :, None])[:, 0]
+    torch.testing.assert_close(found.logprobs[0], expected)
+
+
+@pytest.mark.parametrize(
+    "warpers",
+    [
+        [TemperatureLogitsWarper(0.7)],
+        [TopKLogitsWarper(7)],
+        [TopKLogitsWarper(1000)],
+        [TopPLogitsWarper(0.8)],
+        [TopPLogitsWarper(0.01)],
+        [MinPLogitsWarper(0.05)],
+        [TemperatureLogitsWarper(1.6), TopKLogitsWarper(50), TopPLogitsWarper(0.9), MinPLogitsWarper(0.02)],
+    ],
+    ids=lambda warpers: "+".join(type(warper).__name__[:-12] for warper in warpers),
+)
+def test_filters_are_hugging_faces(warpers):
+    logits = torch.randn(4, 3, 300, generator=torch.Generator().manual_seed(1)) * 3
+    values = {}
+    for warper in warpers:
+        for name, dtype in (("temperature", None), ("top_k", torch.int32), ("top_p", None), ("min_p", None)):
+            if hasattr(warper, name):
+                values[name] = torch.full((4,), getattr(warper, name), dtype=dtype)
+    found = processed(logits, Sampling(**values))
+    expected = LogitsProcessorList(warpers)(torch.zeros(12, 1).long(), logits.flatten(0, 1)).view_as(logits)
+    assert torch.equal(found, expected)
+
+
+def test_limits_that_are_off_change_nothing():
+    logits = torch.randn(2, 2, 50) * 20
+    off = Sampling(top_k=torch.zeros(2).int(), top_p=torch.ones(2), min_p=torch.zeros(2))
+    assert torch.equal(processed(logits, off), logits)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter runs anywhere")
+def test_a_processor_gets_the_reference_and_refuses_triton():
+    logits, draft = torch.randn(1, 2, 20), torch.zeros(1, 1).long()
+    assert torch.equal(accept(logits, draft).tokens, accept(logits, draft, backend="reference").tokens)
+    if sys.platform == "linux":
+        with pytest.raises(KernelInputError, match="needs a CUDA device, logits is on cpu"):
+            accept(logits, draft, backend="triton")
+        with pytest.raises(KernelInputError, match="needs a CUDA device, choices is on cpu"):
+            accept_choices(torch.zeros(1, 2).long(), torch.zeros(1, 2), draft, backend="triton")
+
+
+LOGITS, DRAFT = torch.zeros(2, 4, 30), torch.zeros(2, 3, dtype=torch.int64)
+BROKEN = {
+    r"logits must be \[B, n\+1, V\]": ((LOGITS[0], DRAFT), {}),
+    "not torch.int64": ((LOGITS.long(), DRAFT), {}),
+    "logits must be contiguous in its last": (
+        (LOGITS.transpose(1, 2).contiguous().transpose(1, 2), DRAFT),
+        {},
+    ),
+    "indices above int32": ((LOGITS[..., :1].expand(2, 4, 2**31), DRAFT), {}),
+    r"draft must be \[2, 3\], not \[2, 2\]": ((LOGITS, DRAFT[:, 1:]), {}),
+    "draft must be torch.int64": ((LOGITS, DRAFT.int()), {}),
+    "draft is on meta, logits on cpu": ((LOGITS, DRAFT.to("meta")), {}),
+    r"temperature must be \[2\]": ((LOGITS, DRAFT), {"sampling": Sampling(torch.ones(1))}),
+    "top_k must be torch.int32": ((LOGITS, DRAFT), {"sampling": Sampling(top_k=torch.ones(2))}),
+    "top_p is on meta": ((LOGITS, DRAFT), {"sampling": Sampling(top_p=torch.ones(2, device="meta"))}),
+    "min_p must be contiguous": ((LOGITS, DRAFT), {"sampling": Sampling(min_p=torch.ones(4)[::2])}),
+    r"noise positions must be \[2, 4\]": ((LOGITS, DRAFT), {"noise": noise_of(2, 3)}),
+    "noise keys is on meta": ((LOGITS, DRAFT), {"noise": Noise(DRAFT[:, 0].to("meta"), DRAFT)}),
+    "parents must be torch.int32": ((LOGITS, DRAFT), {"parents": torch.zeros(3).long(), "depth": 1}),
+    "needs a depth up to that, not None": ((LOGITS, DRAFT), {"parents": torch.zeros(3).int()}),
+    "a chain of 3 candidates has no depth of 2": ((LOGITS, DRAFT), {"depth": 2}),
+    "65 nodes: allowed are up to 64": ((torch.zeros(1, 65, 5), torch.zeros(1, 64).long()), {}),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_what_does_not_belong_together_is_named(message):
+    arguments, keywords = BROKEN[message]
+    with pytest.raises(KernelInputError, match=message):
+        accept(*arguments, **keywords)
+
+
+def test_choices_that_do_not_belong_together_are_named():
+    choices = torch.zeros(2, 4, dtype=torch.int64)
+    with pytest.raises(KernelInputError, match=r"choices must be \[B, n\+1\]"):
+        accept_choices(choices[0], torch.zeros(4), DRAFT)
+    with pytest.raises(KernelInputError, match=r"logprobs must be \[2, 4\]"):
+        accept_choices(choices, torch.zeros(2, 3), DRAFT)
+    with pytest.raises(KernelInputError, match=r"draft must be \[2, 3\]"):
+        accept_choices(choices, torch.zeros(2, 4), DRAFT[:, 1:])
+
+
+# Triton's interpreter
+
+
+def test_kernels_agree_with_the_reference_in_every_odd_shape():
+    cases = results_of("accept")["cases"]
+    assert len(cases) >= 10
+    for case, error in cases.items():
+        assert error < 2e-5, case
+
+
+def test_broken_kernels_do_not_pass():
+    mutations = results_of("accept")["mutations"]
+    assert len(mutations) >= 14
+    for mutation, found in mutations.items():
+        assert found["error"] > 1e-2, mutation
+
+
+def test_a_nan_shows_in_the_log_probability_of_its_row_alone():
+    assert results_of("accept")["nan"] == [True, False, True, False]
+
+
+def test_logits_may_lie_further_apart_than_int32_counts():
+    assert results_of("accept")["far apart"] == [7, 8, 9]
+
+
+def test_choices_made_elsewhere_are_walked_alike():
+    assert results_of("accept")["walk"] == 0.0
+
+
+def test_the_dispatcher_hands_its_inputs_to_triton():
+    assert results_of("accept")["dispatched"] < 2e-5
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("vocabulary", [1, 4097, 128_256])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_triton_agrees_with_the_reference_on_the_gpu(filtered, vocabulary, dtype, cuda):
+    draw = torch.Generator().manual_seed(0)
+    logits = (torch.randn(3, 8, vocabulary, generator=draw) * 3).to(cuda, dtype)
+    fp32 = {"dtype": torch.float32, "device": cuda}
+    sampling = Sampling(torch.full((3,), 0.8, **fp32))
+    if filtered:
+        k = torch.full((3,), 50, dtype=torch.int32, device=cuda)
+        sampling = Sampling(
+            sampling.temperature, k, torch.full((3,), 0.95, **fp32), torch.full((3,), 0.01, **fp32)
+        )
+    noise = noise_of(3, 8, cuda)
+    scores = processed(logits, sampling) + noise.at(torch.arange(vocabulary, device=cuda))
+    draft = scores[:, :-1].argmax(dim=-1)
+    draft[1, 3] += 1
+    found = accept(logits, draft, sampling=sampling, noise=noise, backend="triton")
+    expected = accept(logits, draft, sampling=sampling, noise=noise, backend="reference")
+    assert torch.equal(found.accepted, expected.accepted)
+    assert torch.equal(found.tokens, expected.tokens)
+    torch.testing.assert_close(found.logprobs, expected.logprobs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_replays_acceptance(cuda):
+    logits, draft = torch.randn(2, 4, 5000, device=cuda), torch.zeros(2, 3, dtype=torch.int64, device=cuda)
+    expected = accept(logits, draft)  # compiles, which a capture must not
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = accept(logits, draft)
+    out.tokens.fill_(-7)
+    graph.replay()
+    assert torch.equal(out.tokens, expected.tokens)

@@ -1,0 +1,110 @@
+"""What the exit head's kernels compile to for GPUs that are not there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import product
+
+import pytest
+import torch
+
+from selfspec_kernels.exit_head import DTYPES, MOST_CHOICES
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"),
+]
+
+BF16, FP16, FP32, INT8 = torch.bfloat16, torch.float16, torch.float32, torch.int8
+TYPES = {BF16: "*bf16", FP16: "*fp16", FP32: "*fp32", INT8: "*i8"}
+NOISE = {"keys_ptr": "*i64", "positions_ptr": "*i64", "temperature_ptr": "*fp32"}
+CAPPED = {"softcap": "fp32", "bias_ptr": "*bf16"}
+LISTED = {"shortlist_ptr": "*i32"}
+
+HEADS = [
+    # hidden, weight, choices, what else there is
+    (BF16, BF16, 1, {}),
+    (BF16, BF16, 8, NOISE | CAPPED | LISTED),
+    (FP16, FP16, 1, NOISE),
+    (BF16, INT8, 1, NOISE | {"scale_ptr": "*fp32"}),
+    (FP32, FP32, 2, NOISE),
+]
+
+
+def compiled(dtype, weight, count, more, capability):
+    from ahead_of_time import check_resources, compile_kernel
+
+    from selfspec_kernels.exit_head_kernels import head_kernel
+    from selfspec_kernels.exit_head_launch import constants, plan
+    from selfspec_kernels.launching import options
+
+    chosen = plan(dtype, weight)
+    types = {"x_ptr": TYPES[dtype], "weight_ptr": TYPES[weight], "multiplier": "fp32", **more}
+    types |= dict.fromkeys(("values_ptr", "logits_ptr", "tops_ptr", "masses_ptr"), "*fp32")
+    types |= {"indices_ptr": "*i32"}
+    types |= dict.fromkeys(("rows", "width", "N", "D", "weight_stride", "row_stride", "column_stride"), "i32")
+    types = {name: types[name] for name in head_kernel.arg_names if name in types}
+    fixed = constants(chosen, count) | {"PLAIN": False}
+    found = compile_kernel(head_kernel, types, fixed, capability, options(chosen.warps))
+    check_resources(found, capability)
+    return found
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("dtype", "weight", "count", "more"), HEADS, ids=str)
+def test_every_head_fits_the_gpu_and_spills_nothing(dtype, weight, count, more, capability):
+    found = compiled(dtype, weight, count, more, capability)
+    if dtype != FP32:
+        assert "GMMA" in found.sass or "HMMA" in found.sass
+    assert "LDGSTS" in found.sass  # weights are copied ahead
+
+
+def test_all_heads_that_the_engine_can_ask_for(request):
+    if not request.config.getoption("--every-combination"):
+        pytest.skip("takes minutes: --every-combination")
+    for dtype, quantised, count in product(DTYPES, (False, True), (1, 2, 3, MOST_CHOICES)):
+        weight, more = (INT8, {"scale_ptr": "*fp32"}) if quantised else (dtype, {})
+        for capability, extra in product((80, 90), ({}, NOISE | CAPPED | LISTED)):
+            compiled(dtype, weight, count, more | extra, capability)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kind", "rank"), [(4096, "rms", True), (4096, None, True), (16_384, "layer", False)]
+)
+def test_every_norm_fits_the_gpu_and_spills_nothing(inputs, kind, rank):
+    from ahead_of_time import check_resources, compile_kernel
+
+    from selfspec_kernels.exit_head_kernels import norm_kernel
+    from selfspec_kernels.exit_head_launch import norm_constants
+    from selfspec_kernels.launching import options
+
+    names = ["hidden_ptr", "out_ptr"]
+    names += ["down_ptr", "up_ptr"] if rank else []
+    names += ["weight_ptr"] if kind else []
+    names += ["bias_ptr"] if kind == "layer" else []
+    types = dict.fromkeys(names, "*bf16") | {"eps": "fp32"}
+    types |= dict.fromkeys(("width", "D", "rank", "row_stride", "column_stride"), "i32")
+    types = {name: types[name] for name in norm_kernel.arg_names if name in types}
+    for capability in (80, 90):
+        fixed = norm_constants(inputs, kind)
+        check_resources(compile_kernel(norm_kernel, types, fixed, capability, options(8)), capability)
+
+
+@pytest.mark.parametrize(("blocks", "count"), [(2048, 1), (4096, 8)])
+def test_the_last_choice_fits_the_gpu_and_spills_nothing(blocks, count):
+    from ahead_of_time import check_resources, compile_kernel
+
+    from selfspec_kernels.exit_head_kernels import choose_kernel
+    from selfspec_kernels.exit_head_launch import ENTRIES
+    from selfspec_kernels.launching import options
+
+    types = dict.fromkeys(
+        ("values_ptr", "logits_ptr", "tops_ptr", "masses_ptr", "scores_ptr", "logprobs_ptr"), "*fp32"
+    )
+    types |= {"indices_ptr": "*i32", "tokens_ptr": "*i64", "blocks": "i32"}
+    types = {name: types[name] for name in choose_kernel.arg_names if name in types}
+    fixed = {"COUNT": count, "BLOCKS": blocks, "ENTRIES": ENTRIES}
+    for capability in (80, 90):
+        found = compile_kernel(choose_kernel, types, fixed, capability, options(8))
+        check_resources(found, capability)

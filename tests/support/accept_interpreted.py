@@ -1,0 +1,131 @@
+"""Runs the kernels of acceptance in Triton's interpreter and prints what came out; see `interpreter`."""
+
+from __future__ import annotations
+
+import json
+from types import ModuleType
+
+import numpy as np
+import torch
+from acceptance_cases import Case, difference, logits_of, noise_of, settings_of
+from interpreter import prepare, run
+from torch import Tensor
+
+from selfspec_kernels import accept_launch
+from selfspec_kernels.accept import Sampling, accept, accept_choices, processed
+from selfspec_kernels.noise import Noise
+
+PARENTS, DEPTH = (0, 1, 0, 3, 4, 1, 2), 3
+"""Two branches, and a sibling; more candidates hang on the last one."""
+
+CASES = {
+    "one token of vocabulary": Case(1, 1, 0),
+    "a chain": Case(4),
+    "a tree": Case(6, 64, len(PARENTS), tree=True),
+    "nothing contiguous": Case(3, 200, 2, torch.bfloat16, noisy=True, temperature=0.7, apart=True),
+    "a large tree": Case(2, 100, 20, torch.float16, tree=True, noisy=True),
+    "top-k": Case(2, 110, 1, noisy=True, top_k=7, equal=True),
+    "top-p": Case(2, 110, 1, noisy=True, temperature=1.3, top_p=0.6),
+    "all filters": Case(2, 130, 1, noisy=True, temperature=1.5, top_k=30, top_p=0.9, min_p=0.1),
+    "no limits": Case(1, 70, 1, noisy=True, top_k=0, top_p=1.0),
+    "min-p": Case(1, 70, 1, min_p=0.3),
+}
+MUTATIONS = {
+    "one part only": ("a chain", "index = tl.program_id(1) * part", "index = part * 0"),
+    "one part's sum": ("a chain", "mass * tl.exp(top - base[:, None])", "mass"),
+    "every candidate stands": ("a chain", "(token == choice_before)[:, None]", "(token >= 0)[:, None]"),
+    "a tree is a chain": ("a tree", "if parents_ptr is not None", "if False"),
+    "the walk stops after one": ("a tree", "range(1, depth + 1)", "range(1, 2)"),
+    "columns of a chain": ("a tree", "at_column(node, column, parent), column)", "column - 1, column)"),
+    "no noise": ("nothing contiguous", "noisy += gumbel(key, n)", "pass"),
+    "the first position's noise": ("nothing contiguous", "row % m * position_column_stride", "0"),
+    "no temperature": ("nothing contiguous", "tl.load(temperature_ptr)", "1.0"),
+    "the first row's logits": ("nothing contiguous", "b.to(tl.int64) * row_stride", "b.to(tl.int64) * 0"),
+    "one less than k": ("top-k", "else count >= need", "else count >= need - 1"),
+    "no top-p": ("top-p", "if p < 1.0", "if p < 0.0"),
+    "mass that top-k dropped": ("all filters", "top, threshold, BLOCK)", "top, LOWEST, BLOCK)"),
+    "no min-p": ("min-p", "& (tl.exp(score - top) >= min_p)", ""),
+}
+
+
+def error(case: Case, launch: ModuleType) -> float:
+    """Against the reference, see `difference`."""
+    draw = torch.Generator().manual_seed(case.vocabulary + case.candidates)
+    logits, sampling = logits_of(case, draw), settings_of(case)
+    noise = noise_of(case, case.candidates + 1) if case.noisy else None
+    parents, depth = tree_of(case)
+    draft = drafted(case, processed(logits, sampling), noise, parents)
+    found = launch.accept(logits, draft, sampling, noise, parents, depth, block=64)
+    shape = {} if parents is None else {"parents": parents, "depth": depth}
+    return difference(
+        found, accept(logits, draft, sampling=sampling, noise=noise, **shape, backend="reference")
+    )
+
+
+def tree_of(case: Case) -> tuple[Tensor | None, int]:
+    if not case.tree:
+        return None, case.candidates
+    more = range(len(PARENTS), case.candidates)
+    return torch.tensor([*PARENTS, *more], dtype=torch.int32), DEPTH + len(more)
+
+
+def drafted(case: Case, scores: Tensor, noise: Noise | None, parents: Tensor | None) -> Tensor:
+    """Candidates that are all right in the first row; in others some are wrong, or are none."""
+    noisy = scores if noise is None else scores + noise.at(torch.arange(case.vocabulary))
+    above = torch.arange(case.candidates) if parents is None else parents.long()
+    draft = noisy.argmax(dim=-1)[:, above]
+    for row in range(1, case.rows):
+        wrong = (draft[row] + 1) % case.vocabulary if row % 2 else torch.full_like(draft[row], -1)
+        draft[row, row - 1 :: 2] = wrong[row - 1 :: 2]
+    wide = torch.full((case.rows, 2 * case.candidates), -1)
+    wide[:, : case.candidates] = draft
+    return wide[:, : case.candidates] if case.apart else draft
+
+
+def not_a_number() -> list[bool]:
+    """Of two rows, one with a NaN logit: which log-probabilities are NaN, without and with filters."""
+    logits = torch.zeros(2, 1, 100)
+    logits[0, 0, 70] = float("nan")
+    draft = torch.empty(2, 0, dtype=torch.int64)
+    settings = Sampling(), settings_of(Case(top_k=5))
+    found = [accept_launch.accept(logits, draft, sampling, None, None, 0, block=64) for sampling in settings]
+    return torch.cat([verdict.logprobs for verdict in found]).isnan().flatten().tolist()
+
+
+def far_apart() -> list[int]:
+    """Rows whose logits begin up to 2^31 elements behind the first one's."""
+    memory = torch.from_numpy(np.empty(2**31 + 64, dtype=np.float16))  # takes no room until it is written
+    logits = memory.as_strided((3, 1, 64), (2**30, 64, 1))
+    for row in range(3):
+        logits[row] = 0
+        logits[row, 0, row + 7] = 1
+    draft = torch.empty(3, 0, dtype=torch.int64)
+    return accept_launch.accept(logits, draft, Sampling(), None, None, 0).tokens.flatten().tolist()
+
+
+def choices_walk() -> float:
+    """The walk over choices that were made elsewhere, handed to Triton by the dispatcher."""
+    choices = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]])
+    logprobs, draft = torch.rand(2, 4), torch.tensor([[5, 6, 7], [5, 9, 7]])
+    return difference(
+        accept_choices(choices, logprobs, draft, backend="triton"),
+        accept_choices(choices, logprobs, draft, backend="reference"),
+    )
+
+
+def dispatched() -> float:
+    """`accept` through its dispatcher."""
+    logits, draft = torch.randn(1, 2, 70), torch.zeros(1, 1, dtype=torch.int64)
+    return difference(accept(logits, draft, backend="triton"), accept(logits, draft, backend="reference"))
+
+
+def main() -> None:
+    prepare()
+    results = run(CASES, MUTATIONS, error, "accept_launch")
+    results |= {"nan": not_a_number(), "far apart": far_apart()}
+    results |= {"walk": choices_walk(), "dispatched": dispatched()}
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
