@@ -100,7 +100,7 @@ def test_a_found_tree_drafts_and_keeps_the_text() -> None:
     selfspec.wrap(model, draft="low_bit", tree="siblings", exit_layer=2, draft_length=3)
     tree = find_tree(model, [prompt], max_new_tokens=32, most_nodes=6)
     assert 1 <= tree.size - 1 <= 6 and tree.depth <= 3
-    selfspec.wrap(model, draft="low_bit", tree=tree.parents, exit_layer=2)
+    selfspec.wrap(model, draft="low_bit", tree=tree.parents, exit_layer=2, draft_length=tree.depth)
     assert torch.equal(model.generate(prompt, max_new_tokens=24, do_sample=False), expected)
     assert model.speculation.stats.drafted > 0
 
