@@ -26,6 +26,7 @@ from tiling import SHAPES
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+import selfspec
 from selfspec.benchmarking.contenders import AR, GENERATE, LOOKUP, Contender
 from selfspec.benchmarking.measure import Workload
 from selfspec.benchmarking.prompts import bundled_prompts, read_prompts
@@ -40,6 +41,7 @@ Edit = tuple[list[int], list[int]]
 """Token ids of a prompt and of the edited file that answers it."""
 
 
+@selfspec.rowwise
 class GivenText(LogitsProcessor):
     """Makes each edit's next token far likelier than all others."""
 
