@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from selfspec.tuning.cost_table import CostTable, Option
 
@@ -85,8 +86,8 @@ class Controller:
     """Whether other exits may be read. Not in rejection mode, where choosing a token also notes what it was
     drawn from; there a draft of one token probes now and then."""
     _estimates: dict[int, Estimate] = field(default_factory=dict)
-    _ways: dict[int, list[tuple[int, float, Option]]] = field(default_factory=dict)
-    """Exit layer -> draft length, gain and option, looked up once: choosing happens in every round."""
+    _gains: dict[int, list[tuple[Option, float]]] = field(default_factory=dict)
+    """Exit layer -> its options with what they gain over independent chances."""
     _reserve: list[int] = field(default_factory=list)
     _misses: float = 0.0
     _expected: float = 0.0
@@ -94,19 +95,22 @@ class Controller:
     """Seconds of the budget that are left."""
     _read_seconds: float = 0.0
     _turn: int = 0
+    _longest: int = 0
 
     def __post_init__(self) -> None:
         self._estimates = {e: Estimate(self.prior[e]) for e in self.costs.options}
-        self._ways = {
-            e: [(option.draft_length, self._gain(option), option) for option in options]
+        self._gains = {
+            e: [(option, self._gain(option)) for option in options]
             for e, options in self.costs.options.items()
         }
+        self._longest = max(option.draft_length for own in self.costs.options.values() for option in own)
         self._read_seconds = self.costs.read_seconds
         known = sorted(self._estimates)
         best = {self._fastest(known, drift)[1].exit_layer for drift in _DRIFTS}
         spread = {known[round(i * (len(known) - 1) / (_SPREAD - 1))] for i in range(_SPREAD)}
         self._reserve = sorted(best | spread | {self.option.exit_layer})
         if self.option not in self.costs.options[self.option.exit_layer]:  # outside the limits of this call
+            self.option = self.costs.options[self.option.exit_layer][0]
             self._choose()
 
     def plan(self) -> Plan:
@@ -159,15 +163,18 @@ class Controller:
         self.option = option
 
     def _fastest(self, exits: Sequence[int], drift: float) -> tuple[float, Option]:
-        best_speed, best = 0.0, self.option
-        for e in exits:
-            ways = self._ways[e]
-            sums = accepted_tokens(self._estimates[e].chance(drift), max(ways[-1][0], ways[-2:][0][0]))
-            for k, gain, option in ways:
-                speed = min(1 + sums[k] * gain, k + 1) / option.seconds
-                if speed > best_speed:
-                    best_speed, best = speed, option
-        return best_speed, best
+        return max((way for e in exits for way in self._speeds(e, drift)), key=itemgetter(0))
+
+    def _speeds(self, exit_layer: int, drift: float) -> list[tuple[float, Option]]:
+        """Tokens per second of every option of an exit."""
+        sums = accepted_tokens(self._estimates[exit_layer].chance(drift), self._longest)
+        found = []
+        for option, gain in self._gains[exit_layer]:
+            tokens = min(1 + sums[option.draft_length] * gain, option.draft_length + 1)
+            # Where a stop rule ends drafts, a round is as long as what stands of it.
+            seconds = option.least_seconds + option.seconds_per_token * tokens
+            found.append((tokens / seconds, option))
+        return found
 
     def _gain(self, option: Option) -> float:
         """Accepted tokens as replayed over those of independent chances: text comes in hard and easy runs."""

@@ -23,6 +23,13 @@ class Option:
     """Draft tokens replaced per round and row, likewise."""
     ruled: bool = False
     """Whether the profile's stop rule ends drafts; `seconds` are those of a mean round then."""
+    least_seconds: float = 0.0
+    """What a round takes besides `seconds_per_token` committed; 0: `seconds`, whatever it commits."""
+    seconds_per_token: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.least_seconds:
+            object.__setattr__(self, "least_seconds", self.seconds)
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,8 @@ def _ruled(profile: Profile, rows: int, context: float, longest_context: float) 
     if not profile.limits.allow(worst, rows * (k + 1) * profile.column_bytes):
         return []
     steps = min(profile.prediction.steps, k)
-    mean = float(profile.costs.round_seconds(e, steps, rows=rows, context=context, checked=True))
+    at = torch.tensor([0.0, steps], dtype=torch.float64)
+    least, mean = profile.costs.round_seconds(e, at, rows=rows, context=context, checked=True).tolist()
     found = profile.prediction
-    return [Option(e, k, mean, found.acceptance_length, found.rejected, ruled=True)]
+    each = (mean - least) / found.acceptance_length
+    return [Option(e, k, mean, found.acceptance_length, found.rejected, True, least, each)]

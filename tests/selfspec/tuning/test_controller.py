@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -170,6 +170,21 @@ def test_a_stop_rule_is_an_option_like_any_other() -> None:
     for _ in range(40):
         deciding.tell_round(deciding.plan().option, 0, 1, 30.0)
     assert not deciding.plan().option.draft_length
+
+
+def test_a_stop_rule_makes_rounds_shorter_where_the_text_is_harder() -> None:
+    table = independent(EASY)
+    plain = table.options[4][0].seconds
+    mean = round_seconds(4, 6)
+    fixed = Option(4, 12, mean, 6.0, 0.5, ruled=True)
+    stopping = replace(fixed, least_seconds=plain, seconds_per_token=(mean - plain) / 6.0)
+    given_up_at = []
+    for ruled in (fixed, stopping):
+        deciding = Controller(CostTable({4: [table.options[4][0], ruled]}, HEAD), {4: EASY[4]}, ruled)
+        while deciding.plan().option.draft_length:
+            deciding.tell_round(ruled, 0, 1, mean)
+        given_up_at.append(deciding.chance(4))
+    assert given_up_at[1] < given_up_at[0]
 
 
 def test_what_is_not_on_the_table_is_not_chosen() -> None:
