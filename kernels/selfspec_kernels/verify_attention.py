@@ -21,6 +21,8 @@ from selfspec_kernels.backend import Backend, KernelInputError, check, check_tog
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_SIZES = (64, 80, 96, 128, 256)
+LARGEST_IN_FP32 = 128
+"""Head size of the Triton kernel in fp32: larger ones spill registers on sm_80."""
 MOST_TOKENS = 64
 """m: a tree's mask is a 64-bit number a token."""
 
@@ -60,7 +62,8 @@ def verify_attention(
         window: a token sees positions above its own - window; None for all of them.
         softcap: c of c * tanh(score / c) (Gemma 2).
         sinks: [H], a score of each head that takes part in the softmax and carries no value (gpt-oss).
-        backend: "triton" or "reference"; by default Triton on CUDA, the reference elsewhere.
+        backend: "triton" or "reference"; by default Triton on CUDA, where it has the head size, the reference
+            elsewhere.
 
     Raises:
         KernelInputError: shapes, dtypes, layouts or devices that do not belong together, a head size or a
@@ -69,6 +72,13 @@ def verify_attention(
     _check(query, key, value, lengths, tree, depths, window, softcap, sinks)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     arguments = (query, key, value, lengths, scaling, tree, depths, window, softcap, sinks)
+    if query.dtype == torch.float32 and query.shape[-1] > LARGEST_IN_FP32:
+        if backend == "triton":
+            raise KernelInputError(
+                f"heads of {query.shape[-1]} in fp32: the Triton backend has them up to {LARGEST_IN_FP32}; "
+                "use backend='reference'"
+            )
+        backend = "reference"
     if choose_backend(backend, "query", query) == "reference":
         return reference_attention(*arguments)
     from selfspec_kernels import verify_attention_launch

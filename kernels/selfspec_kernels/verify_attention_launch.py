@@ -31,8 +31,8 @@ class Plan:
 def plan(size: int, dtype: torch.dtype) -> Plan:
     """The same for every width, batch and capacity: another tile would add up in another order."""
     if dtype == torch.float32:
-        return Plan(16, 32, 8, 2)
-    return Plan(32, 64, 8, 3) if size <= 128 else Plan(32, 32, 4, 3)
+        return Plan(16, 32, 4 if size <= 64 else 8, 2)
+    return Plan(32, 32, 4, 3)
 
 
 def attend(

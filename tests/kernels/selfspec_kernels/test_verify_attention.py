@@ -14,7 +14,7 @@ from layer_skip.attention import attend
 from layer_skip.span import causal_mask, tree_keys, tree_mask
 from selfspec.tree import chain, with_siblings
 from selfspec_kernels.backend import KernelInputError
-from selfspec_kernels.verify_attention import HEAD_SIZES, tree_bits, verify_attention
+from selfspec_kernels.verify_attention import HEAD_SIZES, LARGEST_IN_FP32, tree_bits, verify_attention
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 TOLERANCE = {"torch.float32": 1e-5, "torch.float16": 2e-3, "torch.bfloat16": 2e-2}
@@ -85,6 +85,13 @@ def test_a_processor_gets_the_reference_and_refuses_triton():
     if sys.platform == "linux":
         with pytest.raises(KernelInputError, match="needs a CUDA device, query is on cpu"):
             verify_attention(*tensors, backend="triton")
+
+
+def test_large_heads_in_fp32_are_the_references():
+    tensors = operands(size=256)
+    assert torch.equal(verify_attention(*tensors), verify_attention(*tensors, backend="reference"))
+    with pytest.raises(KernelInputError, match="heads of 256 in fp32: the Triton backend has them up to 128"):
+        verify_attention(*tensors, backend="triton")
 
 
 BITS = torch.ones(5).long()
@@ -159,6 +166,8 @@ def test_keys_may_lie_further_apart_than_int32_counts():
 @pytest.mark.parametrize("size", HEAD_SIZES)
 @pytest.mark.parametrize("slots", [64, 600, 5000])
 def test_triton_agrees_with_the_reference_on_the_gpu(slots, size, dtype, cuda):
+    if dtype == torch.float32 and size > LARGEST_IN_FP32:
+        pytest.skip("the reference's")
     for width in (1, 8, 64):
         tensors = operands(width, 8, 2, slots, size, dtype, cuda, rows=3)
         tree = tree_bits(with_siblings(3).ancestors(width)).to(cuda) if width == 8 else None

@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 import torch
 
-from selfspec_kernels.verify_attention import DTYPES, HEAD_SIZES
+from selfspec_kernels.verify_attention import DTYPES, HEAD_SIZES, LARGEST_IN_FP32
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux"),
@@ -25,7 +25,7 @@ SPANS = [
     (torch.bfloat16, 128, TREE | CAPPED),
     (torch.bfloat16, 256, TREE | CAPPED),
     (torch.float16, 80, {"window": "i32"}),
-    (torch.float32, 256, TREE | CAPPED),
+    (torch.float32, 128, TREE | CAPPED),
 ]
 STRIDES = [
     f"{tensor}_{axis}" for tensor in ("query", "key", "value") for axis in ("row", "head", "token", "slot")
@@ -64,7 +64,8 @@ def test_all_spans_that_the_engine_can_ask_for(request):
         pytest.skip("takes minutes: --every-combination")
     variants = ({}, CAPPED, {"tree_ptr": "*i64"}, {"window": "i32"}, TREE | CAPPED)
     for dtype, size, capability, more in product(DTYPES, HEAD_SIZES, (80, 90), variants):
-        compiled(dtype, size, more, capability)
+        if dtype != torch.float32 or size <= LARGEST_IN_FP32:
+            compiled(dtype, size, more, capability)
 
 
 def test_one_span_with_sinks_and_the_sum_of_many_fit_the_gpu_and_spill_nothing():
