@@ -13,7 +13,7 @@ help:
 	@echo "make demo    watch the bundled model write code, faster and with the same output"
 	@echo "make test    ruff, mypy, import contracts, pytest, the README's code blocks"
 	@echo "make lint    ruff, mypy, import contracts"
-	@echo "make bench   the README's table, about half an hour on a quiet machine"
+	@echo "make bench   the README's first table, about ten minutes on a quiet machine"
 	@echo "make clean   remove the virtual environment and caches"
 
 $(STAMP): pyproject.toml constraints.txt
