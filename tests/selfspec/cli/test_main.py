@@ -35,7 +35,10 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
 def interrupt(process: subprocess.Popen[str]) -> tuple[str, str]:
     """Press Ctrl-C and return what else was printed."""
     process.send_signal(signal.SIGINT)
-    return process.communicate(timeout=120)
+    try:
+        return process.communicate(timeout=120)
+    finally:
+        process.kill()  # where it did not hear: it would slow every test after this one
 
 
 @pytest.mark.parametrize("command", COMMANDS)
