@@ -45,13 +45,14 @@ def check(folder: str | None, dtype: str, temperature: float | None, options: ar
 
 def page(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
     """A row per strategy and a column per model, dtype and decoding."""
-    about = f"{options.prompts} prompts of {options.prompt_tokens} tokens, {options.new_tokens} new tokens"
+    about = str(__doc__).split("\n\n")[2]
+    asked = f"{options.prompts} prompts of {options.prompt_tokens} tokens, {options.new_tokens} new tokens"
     lines = [
         "# Same text",
         "",
-        f"{str(__doc__).split(chr(10) * 2)[2]}",
+        about,
         "",
-        f"{about}, batch {options.batch}.",
+        f"{asked}, batch {options.batch}.",
         "",
     ]
     lines += [f"| | {' | '.join(found)} |", f"|---|{'---|' * len(found)}"]

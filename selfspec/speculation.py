@@ -145,8 +145,13 @@ class Speculation:
 
     @property
     def knowledge(self) -> Knowledge:
-        """What was measured of the model and learned from its calls."""
-        assert self._knowledge is not None  # made by `prepare`
+        """What was measured of the model and learned from its calls.
+
+        Raises:
+            RuntimeError: of a copy, or of a model that was changed, nothing is known before its next call.
+        """
+        if self._knowledge is None:
+            raise RuntimeError("nothing is known of this model yet: generate with it first")
         return self._knowledge
 
     def _wants_view(self, decoder: LayeredDecoder, exact: PassCosts) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from selfspec.benchmarking.contenders import Contender, bind
+from selfspec.benchmarking.prompts import left_padded
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,8 @@ def batches_of(prompts: Sequence[Sequence[int]], rows: int, pad: int, device: to
 
 
 def _batch(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> Batch:
-    width = max(map(len, prompts))
-    ids = [[pad] * (width - len(p)) + list(p) for p in prompts]
-    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    return Batch(
-        tuple(map(tuple, prompts)), torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-    )
+    inputs = left_padded(prompts, pad, device)
+    return Batch(tuple(map(tuple, prompts)), inputs["input_ids"], inputs["attention_mask"])
 
 
 def run_once(model: Any, contender: Contender, batch: Batch, workload: Workload, pad: int) -> Call:

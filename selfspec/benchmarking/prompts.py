@@ -1,4 +1,4 @@
-"""Prompts from JSON Lines files, and cut to a length in tokens."""
+"""Prompts from JSON Lines files, cut to a length in tokens, and padded into a batch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 import selfspec
 
@@ -78,3 +81,14 @@ def tokenized(
     if not ids:
         raise PromptsError(f"no prompt has {n_tokens or 1} tokens; choose a smaller --prompt-tokens")
     return ids[:limit]
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
+    """input_ids and attention_mask [P, T] of prompts of any lengths."""
+    width = max(map(len, prompts))
+    ids = [[pad] * (width - len(p)) + list(p) for p in prompts]
+    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }

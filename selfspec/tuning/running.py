@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from selfspec.benchmarking.prompts import left_padded
 from selfspec.call import Drafter
 from selfspec.config import SpeculationConfig
 from selfspec.generation import decode
@@ -43,17 +43,6 @@ def run_engine(
         torch.default_generator.manual_seed(seed)
         type(model).generate(model, custom_generate=functools.partial(decode, arranged), **inputs)
     return arranged.stats
-
-
-def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
-    """input_ids and attention_mask [P, T] of prompts of any lengths."""
-    width = max(map(len, prompts))
-    ids = [[pad] * (width - len(p)) + list(p) for p in prompts]
-    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
 
 
 class _Arranged(Speculation):

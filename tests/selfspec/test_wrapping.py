@@ -347,6 +347,8 @@ def test_what_calls_learn_is_kept_for_the_next_ones_and_for_no_other_model(llama
     assert llama.speculation.knowledge is knowledge
     assert not knowledge.tallies or all(not sampled for _, sampled in knowledge.tallies)
     other = copy.deepcopy(llama)
+    with pytest.raises(RuntimeError, match="generate with it first"):
+        _ = other.speculation.knowledge
     other.generate(**REQUEST)
     assert other.speculation.knowledge is not knowledge
 
