@@ -114,7 +114,8 @@ def main() -> int:
     files = read_prompts(bundled_prompts())
     chosen = list(edits(loaded.tokenizer, files, options.new_tokens + 16))[: options.prompts]
     model = inflate(loaded.model, SHAPES[options.shape])
-    described = {"model": f"{loaded.name}, inflated to {options.shape}", "prompts": "edits of code.jsonl"}
+    name = f"{Path(loaded.name).name}, inflated to {options.shape}"
+    described = {"model": name, "prompts": "edits of code.jsonl"}
     workload = Workload(new_tokens=options.new_tokens)
     prompts = [prompt for prompt, _ in chosen]
     with progress_bar(True) as advance:

@@ -29,6 +29,8 @@ _EXPECTED_MODEL_ARGUMENTS = frozenset(
     )
 )
 _NOISE = ("drop", "jitter")
+_PER_ROW = frozenset(("adapter_names", "alora_offsets"))
+"""What PEFT hands to adapters for each row of a call, by hooks that last as long as the call."""
 
 
 class NotSpeculatedError(ValueError):
@@ -103,6 +105,9 @@ def check_model(model: Any) -> None:
     if own is not None and getattr(own, "__func__", None) is not type(model).prepare_inputs_for_generation:
         why = "it may put a soft prompt in front of every text"
         raise NotSpeculatedError("a prepare_inputs_for_generation of the instance's own", why)
+    given = {name for module in model.modules() for name in _given_per_row(module)}
+    for name in sorted(given):
+        raise NotSpeculatedError(name, "rows that have an adapter each")
     if not model.training:
         return
     if getattr(model, "is_gradient_checkpointing", False):
@@ -114,6 +119,11 @@ def check_model(model: Any) -> None:
         for name, value in settings
     ):
         raise NotSpeculatedError("train() mode with dropout", "every pass is another one; call model.eval()")
+
+
+def _given_per_row(module: torch.nn.Module) -> frozenset[str]:
+    hooks = module._forward_pre_hooks.values()
+    return frozenset().union(*(_PER_ROW & getattr(hook, "keywords", {}).keys() for hook in hooks))
 
 
 def check_mask_shape(prompts: torch.Tensor | None, mask: torch.Tensor | None) -> None:

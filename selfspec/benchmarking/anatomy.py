@@ -13,6 +13,7 @@ from layer_skip.decoder import LayeredDecoder
 from layer_skip.exits import exit_choices
 from layer_skip.self_check import check_decoder
 from selfspec.benchmarking.render import new_figure, png
+from selfspec.cache import KVCache
 from selfspec.tuning.costs import time_passes
 from selfspec.tuning.knowledge import expected_tokens
 
@@ -86,7 +87,6 @@ def dissect(
     config = decoder.config
     heads = int(config.num_attention_heads)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     return Anatomy(
         family=decoder.family.model_type,
         layers=decoder.n_layers,
@@ -99,7 +99,7 @@ def dissect(
         parameters=sum(p.numel() for p in model.parameters()),
         layer_parameters=_layer_parameters(model, decoder),
         weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-        cache_bytes_per_token=2 * decoder.n_layers * kv_heads * head_size * decoder.dtype.itemsize,
+        cache_bytes_per_token=_cache_bytes_per_token(decoder),
         check_seconds=check_seconds,
         check_difference=check_difference,
         layer_seconds=layer,
@@ -143,6 +143,15 @@ def predicted_speedup(c: float, exit_layer: int, draft_length: int, n_layers: in
     """
     round_cost = draft_length * exit_layer + n_layers + (draft_length + 1) * eta
     return expected_tokens(c, draft_length) * (n_layers + eta) / round_cost
+
+
+def _cache_bytes_per_token(decoder: LayeredDecoder) -> int:
+    """K/V of one token in all layers, read off a pass over it: latent K/V have sizes of their own."""
+    cache = KVCache(1, decoder.n_layers, capacity=1)
+    token = torch.zeros(1, 1, dtype=torch.int64, device=decoder.device)
+    span = decoder.span(token, 1, 0)
+    decoder.run(decoder.embed(token, span), 0, decoder.n_layers, span, cache.window(span))
+    return sum(kept.nbytes for kept in (*cache.keys, *cache.values) if kept is not None)
 
 
 def _layer_parameters(model: Any, decoder: LayeredDecoder) -> int:

@@ -281,6 +281,18 @@ def test_adapters_may_be_switched_between_calls(
     assert not selfspec.is_wrapped(plain)
 
 
+@pytest.mark.parametrize("names", [["first", "second"], ["__base__", "first"], ["second", "second"]])
+def test_rows_with_an_adapter_each_are_left_to_the_model_itself(
+    peft: Any, llama: Any, names: list[str]
+) -> None:
+    model = adapted(peft, llama)
+    request = {**REQUEST, **random_prompts(9, 4), "adapter_names": names}
+    expected = model.generate(**request)
+    selfspec.wrap(model, **SETTINGS)
+    with exactly_one_warning(naming="adapter_names"):
+        assert torch.equal(model.generate(**request), expected)
+
+
 def test_a_peft_model_is_unwrapped_as_it_was(peft: Any, llama: Any) -> None:
     model = adapted(peft, llama)
     before, inside = dict(vars(model)), dict(vars(llama))
