@@ -19,6 +19,14 @@ AR_ONE_ROW = "AR, one row"
 BEGIN, END = "<!-- strategies: python benchmarks/strategies_page.py -->", "<!-- end of the strategies -->"
 Results = dict[str, dict[str, Any]]
 """Case -> its report as JSON."""
+AUTO = "auto"
+TARGETS = {
+    "reference, inflated to 1b, greedy": 2.5,
+    "reference, inflated to 1b, temperature 0.8": 2.2,
+    "plain twin, inflated to 1b, greedy": 2.5,
+    "plain twin, inflated to 1b, temperature 0.8": 2.1,
+}
+"""What the default should give, in times the faster AR."""
 
 
 def fastest_ar(report: Report) -> str:
@@ -36,6 +44,16 @@ def table(results: Results) -> str:
     distinct = (f"{_line(report, AR)['distinct_3grams']:.2f}" for report in results.values())
     lines.append(f"| distinct 3-grams of AR's text | {' | '.join(distinct)} |")
     return "\n".join(lines)
+
+
+def verdicts(results: Results) -> list[str]:
+    """Targets reached and missed."""
+    found = ((case, _ratio(results[case], AUTO), target) for case, target in TARGETS.items() if case in results)
+    return [
+        f"- {case}: {AUTO} {ratio:.2f}, target {target:g}: {'reached' if ratio >= target else 'MISSED'}"
+        for case, ratio, target in found
+        if ratio is not None
+    ]
 
 
 def plot(results: Results) -> bytes:
@@ -63,6 +81,7 @@ def save(results: Results, folder: Path) -> None:
     """JSON, page and plot, after every case, so that an interruption costs one of them only."""
     write_whole(folder / "strategies.json", json.dumps(results, indent=1) + "\n")
     pages = ["# Draft strategies", "", table(results), "", "![speed by strategy](strategies.png)", ""]
+    pages += [*verdicts(results), ""]
     for name, result in results.items():
         pages += [f"## {name}", "", result["table"], "", "Costs in plain steps:", ""]
         pages += [f"- {key}: {json.dumps(value)}" for key, value in result["costs"].items()] + [""]
