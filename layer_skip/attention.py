@@ -5,10 +5,14 @@ wrapper it does not copy grouped keys and values in a decoding pass, and it alwa
 without one SDPA aligns its causal mask top-left, which silently cuts off cached keys.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
+
+from selfspec_kernels.verify_attention import verify_attention
 
 ATTENTION = "selfspec"
 
@@ -16,12 +20,34 @@ _FOLDED_ROWS = 128
 """Up to this many rows a pass is bound by reading keys and values, beyond it by arithmetic."""
 
 
+@dataclass(frozen=True)
+class Visible:
+    """Which slots the tokens of a pass see, read on the device: stands where a mask does.
+
+    A token sees the slots up to its own, `window` of them where there is a window. Nothing here depends on
+    how long the texts are, so a captured pass stays right while they grow.
+    """
+
+    starts: Tensor
+    """[m, B] int64: the slot of every token, columns first so that a column is one piece."""
+    window: int | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B]: the slot of each row's first token."""
+        return self.starts[0]
+
+    def narrow(self, first: int, last: int) -> "Visible":
+        """The tokens of columns [first, last)."""
+        return Visible(self.starts[first:last], self.window)
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor,
+    attention_mask: Tensor | Visible,
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -30,13 +56,26 @@ def attend(
     """Masked attention of query [B, H, m, Dh] over key, value [B, Hkv, S, Dh].
 
     Args:
-        attention_mask: additive, [B, 1, m, S], in the query's dtype.
+        attention_mask: additive, [B, 1, m, S], in the query's dtype; or what each row sees, by its length.
         softcap: c of c * tanh(scores / c), before the mask (Gemma 2).
         s_aux: attention sinks [H]: scores that take part in the softmax and carry no value (gpt-oss).
 
     Returns:
         [B, m, H, Dh], contiguous as layers expect it, and None in place of the attention weights.
     """
+    if isinstance(attention_mask, Visible):
+        seen = attention_mask
+        out = verify_attention(
+            query,
+            key,
+            value,
+            seen.lengths,
+            scaling=scaling,
+            window=seen.window,
+            softcap=softcap,
+            sinks=s_aux,
+        )
+        return out, None
     batch, heads, width = query.shape[:3]
     groups = heads // key.shape[1]
     plain = softcap is None and s_aux is None

@@ -1,7 +1,7 @@
 """LayeredDecoder: embed, run layers [a, b), read logits, over the model's own modules."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layer_skip import alibi
+from layer_skip.attention import Visible
 from layer_skip.families import FAMILIES, UnsupportedModelError
 from layer_skip.recognition import family_of
 from layer_skip.shells import replaced, with_our_attention
@@ -92,6 +93,17 @@ class LayeredDecoder:
         other._head = replaced(self._head, table)
         return other
 
+    def with_parts(self, layers: Sequence[nn.Module], norm: nn.Module | None) -> "LayeredDecoder":
+        """A decoder with other layers and another final norm, which compute the same; the rest is shared."""
+        other = copy.copy(self)
+        other._layers, other._norm = list(layers), norm
+        return other
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The norm in front of the LM head."""
+        return self._norm
+
     @property
     def cache_slots(self) -> list[int]:
         """The layer index under which each layer keeps its K/V."""
@@ -164,6 +176,34 @@ class LayeredDecoder:
             masks, arguments = alibi.add(self._base, self.config, how, masks, keys, self.dtype)
         return Span(positions, slots, self._rope(positions), masks, start, arguments)
 
+    def span_on_device(self, first: Tensor, width: int) -> Span:
+        """The same for consecutive tokens in slots first + (0, ..., width - 1), first [B]: in place of masks
+        what each row sees by its length, so that the pass can be captured and replayed while texts grow.
+
+        Raises:
+            UnsupportedModelError: its layers need masks, see `needs_masks`.
+        """
+        if self.needs_masks:
+            raise UnsupportedModelError(self.needs_masks)
+        positions = first[:, None] + torch.arange(width, device=first.device)
+        starts = positions.t().contiguous()
+        masks: dict[Reach, Tensor | Visible] = {
+            r: Visible(starts, r) for r in set(self._reaches) if not isinstance(r, Chunk)
+        }
+        return Span(positions, positions, self._rope(positions), masks, None)
+
+    @property
+    def needs_masks(self) -> str:
+        """Why its passes take masks made on the host, or angles that depend on a length; empty if not."""
+        family = self.family
+        reasons = {
+            "its attention code is its own": family.own_attention,
+            "it takes ALiBi biases": family.alibi is not None,
+            "it sees chunks": any(isinstance(reach, Chunk) for reach in self._reaches),
+            "its rotary angles depend on the length of the text": self.fixed_rope_length is not None,
+        }
+        return ", ".join(reason for reason, holds in reasons.items() if holds)
+
     def _rope(self, positions: Tensor) -> Any:
         if self._rotary is None:
             return None
@@ -221,6 +261,13 @@ class LayeredDecoder:
             if watch is not None:
                 watch(index + 1, hidden)
         return hidden
+
+    @property
+    def plain_head(self) -> tuple[float, float | None] | None:
+        """Scale and soft cap of the logits, where the head is a norm, one matrix and these; None otherwise."""
+        if self._project_out is not None or self._input_divisor is not None:
+            return None
+        return (self._logit_multiplier or 1.0) / (self._logit_divisor or 1.0), self._softcap
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The exit head: final norm, LM head and the family's scale or cap; hidden [B, m, D] -> [B, m, V].

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from layer_skip.decoder import LayeredDecoder
+from layer_skip.norms import norm_of
+from layer_skip.products import is_plain_matrix
+from selfspec_kernels.exit_head import Head
 
 
 class NoCache:
@@ -16,6 +19,24 @@ class NoCache:
 
     def get_seq_length(self, *_: object) -> int:
         return 0
+
+
+def fused_head(decoder: LayeredDecoder) -> Head | None:
+    """Final norm and LM head as `exit_head` takes them; None where they are more than that, or packed."""
+    around, head = decoder.plain_head, decoder.head
+    norm = norm_of(decoder.norm)
+    if around is None or norm is None or not is_plain_matrix(head):
+        return None
+    weight, bias = head.weight, head.bias
+    multiplier, softcap = around
+    assert isinstance(weight, Tensor)
+    return Head(
+        weight.detach(),
+        bias=bias.detach() if isinstance(bias, Tensor) else None,
+        norm=norm,
+        multiplier=multiplier,
+        softcap=softcap,
+    )
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ class Family:
     logit_divisor_field: str | None = None
     logit_softcap_field: str | None = None
     """c of c * tanh(logits / c), where the family caps its logits."""
+    lean: bool = False
+    """The layers are built as Llama's are, so that `layer_skip.lean` can run them in a few launches."""
     fixed_length_field: str | None = None
     """From this position on a token's scale depends on the batch's padding (Llama 4): left to the model."""
     notes: str = ""
@@ -63,14 +65,14 @@ _SOFTCAP = "final_logit_softcapping"
 
 # By popularity.
 _ROWS = (
-    Family("llama", notes="1 to 3, tied and untied heads"),
-    Family("mistral", notes="sliding window"),
+    Family("llama", lean=True, notes="1 to 3, tied and untied heads"),
+    Family("mistral", lean=True, notes="sliding window"),
     Family("mixtral", notes="experts; sliding window"),
-    Family("ministral", notes="sliding and full layers"),
+    Family("ministral", lean=True, notes="sliding and full layers"),
     Family("ministral3", notes="sliding window"),
-    Family("qwen2", notes="sliding and full layers"),
+    Family("qwen2", lean=True, notes="sliding and full layers"),
     Family("qwen2_moe", notes="experts; sliding and full layers"),
-    Family("qwen3", notes="sliding and full layers"),
+    Family("qwen3", lean=True, notes="sliding and full layers"),
     Family("qwen3_moe", notes="experts; sliding window"),
     Family("gemma"),
     Family("gemma2", logit_softcap_field=_SOFTCAP, notes="sliding and full layers, soft caps"),
@@ -138,7 +140,7 @@ _ROWS = (
     Family("olmo2"),
     Family("olmo3", rotary_by_layer_type=True, notes="sliding and full layers, angles of their own"),
     Family("olmoe", notes="experts"),
-    _granite("granite", notes="scaled embeddings and logits"),
+    _granite("granite", lean=True, notes="scaled embeddings and logits"),
     _granite("granitemoe", notes="experts; scaled embeddings and logits"),
     Family("cohere", logit_multiplier_field="logit_scale", notes="parallel branches, scaled logits"),
     Family("cohere2", logit_multiplier_field="logit_scale", notes="sliding layers, full ones without RoPE"),

@@ -44,6 +44,16 @@ class PackedLinear(nn.Module):
             self.packed = (padded.float() / steps).round_().clamp_(-127, 127).to(torch.int8)
 
     @property
+    def bias(self) -> Tensor | None:
+        """[N], the model's own."""
+        return self._bias[0]
+
+    @property
+    def out_features(self) -> int:
+        """N, as `nn.Linear` calls it."""
+        return self.outputs
+
+    @property
     def bytes(self) -> int:
         """Memory of the packed weights."""
         return sum(t.numel() * t.element_size() for t in (self.packed, self.scales))

@@ -8,7 +8,9 @@ from torch import Tensor
 REFITS = 3
 """Least-squares fits of a group's scale and zero; more change nothing."""
 _CHUNK = 1 << 18
-"""Weights that are rounded at a time: few enough for a core's own cache."""
+"""Weights that are rounded at a time on a CPU: few enough for a core's own cache."""
+_CHUNK_ON_GPU = 1 << 24
+"""And on a GPU: enough to keep it busy, and few beside the weights."""
 _LEAST_SCALE = 1e-10
 
 
@@ -44,7 +46,7 @@ def round_weights(weight: Tensor, bits: int, group: int) -> Rounded:
     k = weight.shape[1]
     if k % group:
         raise ValueError(f"{k} inputs do not divide into groups of {group}")
-    rows = max(1, _CHUNK // k)
+    rows = max(1, (_CHUNK_ON_GPU if weight.is_cuda else _CHUNK) // k)
     parts = [_round(part, bits, group) for part in weight.split(rows)]
     q, scale, offset = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return Rounded(q, scale, offset, bits)

@@ -1,10 +1,13 @@
 """Where the tokens of a pass stand: positions, rotary angles, masks; built for a round, sliced per pass."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from layer_skip.attention import Visible
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Span:
     """[B, m] int64, the positions themselves where no two tokens share one"""
     rope: Any
     """What the model's rotary module returns: tensors [B, m, ...], in tuples or in a dict by layer type."""
-    masks: dict[Reach, Tensor]
-    """Additive [B, 1, m, S] masks by reach."""
+    masks: Mapping[Reach, Tensor | Visible]
+    """Additive [B, 1, m, S] masks by reach, or the slots that are seen, by their number."""
     start: int | None
     """The first slot when it is the same in all rows: writing to the cache is then one slice."""
     arguments: dict[str, Tensor | None] = field(default_factory=dict)
@@ -45,7 +48,11 @@ class Span:
 
     @property
     def key_length(self) -> int:
-        return next(iter(self.masks.values())).shape[-1]
+        """S of the masks."""
+        mask = next(iter(self.masks.values()))
+        if isinstance(mask, Visible):
+            raise TypeError("these tokens see slots by their number: there is no mask of a length")
+        return mask.shape[-1]
 
     def narrow(self, first: int, width: int) -> "Span":
         """The span of columns [first, first + width): views, nothing is copied."""
@@ -54,7 +61,7 @@ class Span:
             positions=self.positions[:, first:last],
             slots=self.slots[:, first:last],
             rope=_columns(self.rope, first, last),
-            masks={reach: mask[:, :, first:last] for reach, mask in self.masks.items()},
+            masks={reach: _rows_of(mask, first, last) for reach, mask in self.masks.items()},
             start=None if self.start is None else self.start + first,
             arguments=self.arguments,
         )
@@ -63,7 +70,15 @@ class Span:
         """The span over its first `key_length` slots only, where no token sees a later one."""
         if self.arguments:  # biases by key, in forms of their own
             return self
-        return replace(self, masks={reach: mask[..., :key_length] for reach, mask in self.masks.items()})
+        masks = {
+            r: mask if isinstance(mask, Visible) else mask[..., :key_length] for r, mask in self.masks.items()
+        }
+        return replace(self, masks=masks)
+
+
+def _rows_of(mask: Tensor | Visible, first: int, last: int) -> Tensor | Visible:
+    """What the tokens of columns [first, last) see."""
+    return mask.narrow(first, last) if isinstance(mask, Visible) else mask[:, :, first:last]
 
 
 def _columns(rope: Any, first: int, last: int) -> Any:

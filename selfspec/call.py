@@ -13,7 +13,7 @@ from selfspec.cache import KVCache
 from selfspec.modes import Mode
 from selfspec.pacing import Pacer
 from selfspec.processing import Processors
-from selfspec.round import Draft
+from selfspec.round import Draft, Step
 from selfspec.rows import RoundEvent, Rows
 from selfspec.shapes import ShapePlan
 from selfspec.stats import Stats
@@ -28,6 +28,13 @@ class Drafter(Protocol):
 
     def draft(self, call: "Call", length: int) -> Draft:
         """Candidates up to `length` tokens deep for every active row of `call`; none at all for 0."""
+
+
+class Planner(Protocol):
+    """A drafter that can say beforehand what a round drafts, for rounds that run on the device alone."""
+
+    def plan(self, call: "Call", length: int) -> Step:
+        """What the next round drafts, up to `length` tokens deep."""
 
 
 @dataclass

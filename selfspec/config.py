@@ -64,6 +64,9 @@ class SpeculationConfig:
     """Stop drafting after a token whose probability under the draft is below this (0: never)."""
     deterministic: bool = True
     """Compute at shapes whose rows do not depend on the shape, so that rounding never changes the text."""
+    graph_memory: int | str = "2GiB"
+    """On a CUDA device whole rounds are captured as CUDA graphs, which may hold this much memory beside their
+    cache; the least recently used ones are dropped for others. 0 launches everything from Python."""
     profile: Any = None
     """Tuned settings of drafts by early exit (`selfspec tune`): a profile, a file of one, or several of
     either. Naming one means draft="early_exit". None finds those kept for this model: draft="early_exit"
@@ -82,6 +85,10 @@ class SpeculationConfig:
             check_choice(name, getattr(self, name), (True, False))
         self._check_profile()
         parse_bytes(self.draft_memory)
+        if parse_bytes(self.graph_memory, "graph_memory") is None:
+            raise ConfigError(
+                "graph_memory=None: allowed are bytes, a text such as '512MiB', or 0 for no graphs"
+            )
         object.__setattr__(self, "corpus", checked_corpus(self.corpus))
         threshold = self.confidence_threshold
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:

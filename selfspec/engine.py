@@ -69,10 +69,8 @@ def commit(call: Call, draft: Draft, verdict: Verdict) -> int:
     drafted, deepest = draft.drafted.tolist(), draft.deepest.tolist()
     counts, tokens = verdict.accepted.tolist(), verdict.tokens.tolist()
     for i, row in enumerate(rows.active):
-        new, finished = rows.append(row, tokens[i][: counts[i] + 1])
-        accepted = min(counts[i], len(new))
+        new, accepted, finished = append(call, row, tokens[i][: counts[i] + 1], drafted[i], deepest[i])
         total += len(new)
-        call.stats.count_row(drafted[i], deepest[i], accepted, len(new))
         if call.on_round is not None:
             candidates = [token for token in draft.tokens[i].tolist() if token != NOTHING]
             ranks = verdict.ranks(i, draft.tree)[:accepted]
@@ -89,3 +87,17 @@ def commit(call: Call, draft: Draft, verdict: Verdict) -> int:
     if call.on_commit is not None:
         call.on_commit(rows)
     return total
+
+
+def append(
+    call: Call, row: int, tokens: list[int], drafted: int, deepest: int
+) -> tuple[list[int], int, bool]:
+    """Append a row's accepted tokens and the one after them, and count its share of the round.
+
+    Returns:
+        The tokens up to where the row finished, how many of them were drafted, and whether it finished.
+    """
+    new, finished = call.rows.append(row, tokens)
+    accepted = min(len(tokens) - 1, len(new))
+    call.stats.count_row(drafted, deepest, accepted, len(new))
+    return new, accepted, finished

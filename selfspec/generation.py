@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -14,6 +15,7 @@ from selfspec.cache import KVCache
 from selfspec.call import PREFILL_CHUNK, Call
 from selfspec.carrying import load
 from selfspec.config import MAX_DRAFT_LENGTH
+from selfspec.device.engine import speculate_on_device
 from selfspec.drafting.embedded import FromEmbeddings
 from selfspec.engine import speculate
 from selfspec.fallback import NotSpeculatedError, check_model, check_request, other_criteria
@@ -72,7 +74,12 @@ def decode(
         if not prompt_streamed:
             streamer.put(input_ids.cpu())
         call.on_commit = Stream(streamer)
-    speculate(call)
+    with ExitStack() as lent:
+        space = speculation.lend(call, lent)
+        if space is None:
+            speculate(call)
+        else:
+            speculate_on_device(call, space)
     if streamer is not None:
         streamer.end()
     call.stats.calls, call.stats.seconds = 1, time.perf_counter() - began

@@ -67,8 +67,8 @@ class Coupled:
     matching = True
 
     def __init__(self, seed: int, requests: Tensor, vocab_size: int) -> None:
-        self._seed = seed
-        self._requests = requests
+        self.seed = seed
+        self.requests = requests
         self._vocab = vocab_size
         self._first = torch.zeros(len(requests), dtype=torch.int64, device=requests.device)
         self._block = torch.empty(len(requests), 0, vocab_size, device=requests.device)
@@ -81,7 +81,7 @@ class Coupled:
             ahead = max(count, _NOISE_BUDGET // (len(positions) * self._vocab))
             steps = torch.arange(ahead, device=positions.device)
             self._first = positions[:, 0].clone()
-            keys = position_keys(self._seed, self._requests, self._first[:, None] + steps)
+            keys = position_keys(self.seed, self.requests, self._first[:, None] + steps)
             self._block = gumbel(keys, self._vocab)
             column = column.zero_()
         rows = torch.arange(len(positions), device=positions.device)[:, None]
@@ -99,7 +99,7 @@ class Coupled:
         return _matching(draft, _argmax(scores + noise[:, : scores.shape[1]]))
 
     def keep(self, rows: Tensor) -> None:
-        self._requests, self._first, self._block = self._requests[rows], self._first[rows], self._block[rows]
+        self.requests, self._first, self._block = self.requests[rows], self._first[rows], self._block[rows]
 
 
 class Rejection:
@@ -170,8 +170,13 @@ def _argmax(scores: Tensor) -> Tensor:
     """
     choices = scores.argmax(dim=-1)
     if scores.gather(-1, choices[..., None]).isnan().any():
-        raise ValueError(
-            "the scores hold NaN after the logits processors: check the custom processors of this call, "
-            "then the model's weights"
-        )
+        raise not_a_number()
     return choices
+
+
+def not_a_number() -> ValueError:
+    """What is raised where the winning score is NaN."""
+    return ValueError(
+        "the scores hold NaN after the logits processors: check the custom processors of this call, "
+        "then the model's weights"
+    )

@@ -88,6 +88,11 @@ class Processors:
         constrained = any(type(processor) not in _ROWWISE - _CONSTRAINTS for processor in processors)
         self._ruled_out = _RuledOut() if constrained else None
 
+    @property
+    def listed(self) -> Sequence[object]:
+        """The processors, in order."""
+        return self._list
+
     def __call__(
         self, logits: Tensor, rows: Rows, candidates: Tensor, paths: Sequence[Sequence[int]]
     ) -> Tensor:

@@ -1,5 +1,6 @@
 """The data of one round: what a draft hands to verification, and what verification makes of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,34 @@ from selfspec.tree import Tree
 
 NOTHING = -1
 """Stands where a row has no candidate: no target ever chooses it."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to draft with the model's own layers."""
+
+    exit_layer: int
+    low_bit: bool
+
+    @property
+    def kind(self) -> str:
+        """The strategy's name in `SpeculationConfig.draft`."""
+        return "low_bit" if self.low_bit else "early_exit"
+
+    def __str__(self) -> str:
+        return f"{'low-bit' if self.low_bit else 'early-exit'} draft, exit layer {self.exit_layer}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a round is to draft, decided before anything is run: a chain by an arm, or tokens that were found."""
+
+    arm: Arm | None
+    """None: nothing is run; what is drafted was found."""
+    length: int
+    """Tokens of the longest row; 0 for a plain round."""
+    found: Sequence[Sequence[int]] = ()
+    """Of every active row, where there is no arm."""
 
 
 @dataclass(frozen=True)

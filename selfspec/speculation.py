@@ -2,12 +2,19 @@
 
 import logging
 import threading
+import warnings
+from contextlib import ExitStack
 from typing import Any
+
+import torch
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.low_bit import LowBitView, NothingToViewError
-from selfspec.call import Drafter
+from selfspec.call import Call, Drafter
 from selfspec.config import SpeculationConfig
+from selfspec.device.costs import time_captured
+from selfspec.device.request import call_reason, device_is_able, model_reason
+from selfspec.device.workspace import Workspace, WorkspacePool
 from selfspec.drafting.corpus import read_corpus
 from selfspec.drafting.suffix_automaton import SuffixAutomaton
 from selfspec.pacing import Pacer
@@ -52,6 +59,9 @@ class Speculation:
         self._check = ModelCheck()
         self._corpus: SuffixAutomaton | None = None
         self._knowledge: Knowledge | None = None
+        self._model_reason: str | None = None
+        """Why its rounds cannot run on the device alone, "" where they can, None where nobody looked."""
+        self._pool = WorkspacePool()
         self._lock = threading.Lock()
 
     def prepare(self, model: Any, decoder: LayeredDecoder) -> None:
@@ -63,11 +73,11 @@ class Speculation:
         self.shapes(decoder)
         if self.config.looks_up:
             self._corpus = read_corpus(model, self.config.corpus)
-        exact = time_passes(decoder)
+        exact = self._time(decoder)
         if self._wants_view(decoder, exact):
             self.view, self.view_note = make_view(decoder, self.config)
             _log.log(logging.WARNING if self.view is None else logging.INFO, self.view_note)
-        low_bit = None if self.view is None else time_passes(self.view.of(decoder))
+        low_bit = None if self.view is None else self._time(self.view.of(decoder))
         self._knowledge = Knowledge(decoder.n_layers, exact, low_bit, self.config.draft_bits)
 
     def recheck(self, model: Any, decoder: LayeredDecoder) -> None:
@@ -80,8 +90,9 @@ class Speculation:
         if self._check.is_due(model, decoder):
             self.config.check_model(decoder.n_layers, decoder.takes_trees)
             self._check.check(model, decoder)
-            with self._lock:  # what was packed and timed is another model's
-                self.view = self._knowledge = None
+            with self._lock:  # what was packed, timed and captured is another model's
+                self.view = self._knowledge = self._model_reason = None
+                self._pool.clear()
 
     def attach(self, model: Any, profiles: dict[str, Profile]) -> None:
         """Take up the model that `tune` works on, and its profiles."""
@@ -133,9 +144,47 @@ class Speculation:
             coupled = not sampled or self.config.acceptance == "coupled"
             plain = self.knowledge.plain_rate(len(rows.active))
             return *follow(profile, rows, coupled, stats, plain), stats, None
-        strategy = Strategy(self.config, self.knowledge, self.view, self._corpus)
+        fixed = self.on_device(decoder)
+        strategy = Strategy(self.config, self.knowledge, self.view, self._corpus, fixed)
         drafter, pacer, reading = strategy.of_call(decoder, rows, shapes, stats, sampled)
         return drafter, pacer, stats, reading
+
+    def on_device(self, decoder: LayeredDecoder) -> bool:
+        """Whether rounds of this model can run on the device alone."""
+        return self._launching(decoder) == ""
+
+    def lend(self, call: Call, stack: ExitStack) -> Workspace | None:
+        """A workspace for a call whose rounds can run on the device alone; it is given back with `stack`.
+
+        The call's cache is then the workspace's. None where the call has to be launched from Python.
+        """
+        reason = self._launching(call.decoder) or call_reason(call)
+        memory = parse_bytes(self.config.graph_memory) or 0
+        if not reason:
+            size = len(call.rows.generated), call.rows.sequences.shape[1]
+            lent = self._pool.lend(call.decoder, self.view, *size, call.shapes, memory)
+            try:
+                space = stack.enter_context(lent)
+            except torch.cuda.OutOfMemoryError:
+                self._pool.clear()
+                reason = "no memory is left for a cache of fixed size"
+                warnings.warn(f"{reason}: rounds are launched from Python, slower", stacklevel=4)
+            else:
+                call.cache = space.cache
+                call.stats.launching = "CUDA graphs" + (f"; {space.note}" if space.note else "")
+                return space
+        call.stats.launching = f"from Python: {reason}"
+        return None
+
+    def _launching(self, decoder: LayeredDecoder) -> str:
+        """Why rounds of this model are launched from Python; empty where they run on the device alone."""
+        if not device_is_able(decoder.device):
+            return f"no CUDA graphs on {decoder.device.type}"
+        if not parse_bytes(self.config.graph_memory):
+            return f"graph_memory={self.config.graph_memory!r}"
+        if self._model_reason is None:
+            self._model_reason = model_reason(decoder)
+        return self._model_reason
 
     def finish(self, stats: Stats) -> None:
         """Take up the statistics of a call that ended."""
@@ -154,6 +203,10 @@ class Speculation:
             raise RuntimeError("nothing is known of this model yet: generate with it first")
         return self._knowledge
 
+    def _time(self, decoder: LayeredDecoder) -> PassCosts:
+        """Costs of the passes of the model, or of a view, as calls will run them."""
+        return time_captured(decoder) if self.on_device(decoder) else time_passes(decoder)
+
     def _wants_view(self, decoder: LayeredDecoder, exact: PassCosts) -> bool:
         kind = self.config.kind
         if kind not in ("auto", "low_bit", "hybrid"):
@@ -165,18 +218,18 @@ class Speculation:
 
     def _view_pays(self, decoder: LayeredDecoder, exact: PassCosts) -> bool:
         """Whether a layer in few bits is so fast here that it is worth its memory; tries the first."""
-        if decoder.device.type != "cpu":
-            return False  # the GPU kernel has not been measured yet: only where it is asked for
+        if decoder.device.type != "cpu" and not self.on_device(decoder):
+            return False  # launched from Python, a draft step takes as long in few bits
         try:
             first = LowBitView(decoder, 1, self.config.draft_bits, head=False)
         except NothingToViewError:
             return False
-        return time_passes(first.of(decoder)).layer[0] <= _WORTHWHILE_VIEW * exact.layer[0]
+        return self._time(first.of(decoder)).layer[0] <= _WORTHWHILE_VIEW * exact.layer[0]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy measures and packs its own: a view follows the weights of one model.
-        return self.__dict__ | {"_lock": None, "view": None, "_knowledge": None}
+        return self.__dict__ | {"_lock": None, "_pool": None, "view": None, "_knowledge": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.Lock()
+        self._lock, self._pool = threading.Lock(), WorkspacePool()

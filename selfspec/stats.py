@@ -43,6 +43,8 @@ class Stats:
     """Which profile the call followed, or why none of those that were loaded."""
     considered: str = ""
     """What else "auto" looked at, with the speeds that it predicted over AR."""
+    launching: str = ""
+    """How rounds ran: as CUDA graphs, or launched from Python, and why."""
     view: str = ""
     """The low-bit view that drafts read and the memory that it adds, or why there is none."""
 

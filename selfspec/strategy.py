@@ -1,6 +1,6 @@
 """Who drafts in a call, and how far: from the settings, and from what is known of the model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from layer_skip.decoder import LayeredDecoder
@@ -11,17 +11,22 @@ from selfspec.drafting import EarlyExit, Lookup, LowBit, ModelDrafter, StopRule
 from selfspec.drafting.margins import MarginStop
 from selfspec.drafting.suffix_automaton import SuffixAutomaton
 from selfspec.pacing import FixedLength, Pacer, PayCheck
+from selfspec.round import Arm
 from selfspec.rows import Rows
 from selfspec.shapes import ShapePlan
 from selfspec.stats import Stats
 from selfspec.tuning.auto import Auto
 from selfspec.tuning.costs import WIDTHS
-from selfspec.tuning.knowledge import LONGEST_CHOSEN, Arm, Knowledge
+from selfspec.tuning.knowledge import LONGEST_CHOSEN, Knowledge
 from selfspec.tuning.reading import Reading, affordable_samples
 
 _READING_SHARE = 0.02
 """Share of a call's expected time that reading the exits along its prompt may take."""
 _USUAL_SPEEDUP = 3.0
+_SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
+"""Exit layers over the number of layers, where there is to be a graph for each."""
+_LENGTHS = (0, 1, 2, 3, 4, 6, 8, 10)
+"""Draft lengths, likewise."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Strategy:
     knowledge: Knowledge
     view: LowBitView | None
     corpus: SuffixAutomaton | None
+    fixed: bool = False
+    """Whether drafts are as long as was decided beforehand, as rounds that run on the device alone need."""
 
     def of_call(
         self, decoder: LayeredDecoder, rows: Rows, shapes: ShapePlan, stats: Stats, sampled: bool
@@ -74,12 +81,11 @@ class Strategy:
         config, n = self.config, len(rows.active)
         measured = config.draft_length == "auto"
         arms = {arm: self._drafter(arm, self._stop(arm, sampled)) for arm in self._arms(decoder)}
-        deepest = config.shape(LONGEST_CHOSEN).depth
         return Auto(
             knowledge=self.knowledge,
             arms=arms,
             plain=EarlyExit(1),
-            lengths=range(deepest + 1) if measured else [int(config.draft_length)],
+            lengths=self._lengths(),
             lookup=Lookup(self.knowledge.matches[sampled], self.corpus) if config.looks_up else None,
             check=PayCheck(warmup=1, delay=2, plain=self.knowledge.plain_rate(n)) if measured else None,
             shapes=shapes,
@@ -97,11 +103,24 @@ class Strategy:
         if kind == "lookup":
             return
         if self.view is not None and kind != "early_exit":
-            exits = range(1, self.view.n_layers + 1) if exit_layer == "auto" else [exit_layer]
+            exits = self._exits(self.view.n_layers) if exit_layer == "auto" else [exit_layer]
             yield from (Arm(e, low_bit=True) for e in exits)
         if self.view is None or kind in ("auto", "early_exit"):
-            exits = range(1, decoder.n_layers) if exit_layer == "auto" else [exit_layer]
+            exits = self._exits(decoder.n_layers - 1) if exit_layer == "auto" else [exit_layer]
             yield from (Arm(e, low_bit=False) for e in exits if e < decoder.n_layers)
+
+    def _lengths(self) -> Sequence[int]:
+        """Draft lengths to choose from."""
+        if self.config.draft_length != "auto":
+            return [int(self.config.draft_length)]
+        deepest = self.config.shape(LONGEST_CHOSEN).depth
+        return [k for k in _LENGTHS if k <= deepest] if self.fixed else range(deepest + 1)
+
+    def _exits(self, deepest: int) -> Sequence[int]:
+        """Exit layers to choose from: some of all depths where every choice is a graph to capture."""
+        if not self.fixed:
+            return range(1, deepest + 1)
+        return sorted({max(1, round(deepest * share)) for share in _SHARES})
 
     def _drafter(self, arm: Arm, stop: MarginStop | None = None) -> ModelDrafter:
         config = self.config
@@ -114,7 +133,12 @@ class Strategy:
     def _stop(self, arm: Arm, sampled: bool) -> MarginStop | None:
         """What ends an arm's drafts, where neither their length nor another rule is set."""
         config = self.config
-        if config.draft_length != "auto" or config.confidence_threshold or isinstance(config.tree, tuple):
+        if (
+            self.fixed
+            or config.draft_length != "auto"
+            or config.confidence_threshold
+            or isinstance(config.tree, tuple)
+        ):
             return None
         if sampled and config.acceptance == "rejection":
             return None  # whether a draft goes on may not depend on the tokens that were drawn

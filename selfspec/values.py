@@ -11,7 +11,7 @@ class ConfigError(ValueError):
     """A setting that does not exist or cannot be; the message says what is allowed."""
 
 
-def parse_bytes(memory: int | str | None) -> int | None:
+def parse_bytes(memory: int | str | None, name: str = "draft_memory") -> int | None:
     """Bytes of "1GiB", "300 MB" or a number; None for no limit.
 
     Raises:
@@ -21,7 +21,7 @@ def parse_bytes(memory: int | str | None) -> int | None:
         return None
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(memory), re.IGNORECASE)
     if isinstance(memory, (bool, float)) or match is None:
-        raise ConfigError(f'draft_memory={memory!r}: allowed are bytes, or a text such as "512MiB" or "1GB"')
+        raise ConfigError(f'{name}={memory!r}: allowed are bytes, or a text such as "512MiB" or "1GB"')
     unit = match[2].upper().rstrip("B")
     step = 1024 if unit.endswith("I") else 1000
     return int(float(match[1]) * step ** ("KMGT".index(unit[0]) + 1 if unit else 0))

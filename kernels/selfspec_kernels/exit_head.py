@@ -13,7 +13,6 @@ filters hand over all of [B, m, D] after layer L and give the tokens to `accept_
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,25 +20,12 @@ from torch import Tensor
 
 from selfspec_kernels.backend import Backend, KernelInputError, check, check_together, choose_backend
 from selfspec_kernels.noise import Noise
+from selfspec_kernels.row_norm import DTYPES as DTYPES
+from selfspec_kernels.row_norm import MOST_INPUTS as MOST_INPUTS
+from selfspec_kernels.row_norm import Norm as Norm
+from selfspec_kernels.row_norm import check_hidden, check_norm, reference_norm
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-MOST_INPUTS = 16_384
-"""D: the norm holds a row in registers."""
 MOST_CHOICES = 8
-NormKind = Literal["rms", "rms_one", "layer"]
-
-
-@dataclass(frozen=True)
-class Norm:
-    """The norm before the head."""
-
-    kind: NormKind
-    """Llama's, rounded before the weight; Gemma's, by 1 + weight in fp32; LayerNorm."""
-    weight: Tensor
-    """[D]"""
-    bias: Tensor | None = None
-    """[D], of a LayerNorm."""
-    eps: float = 1e-6
 
 
 @dataclass(frozen=True)
@@ -154,28 +140,14 @@ def reference_logits(hidden: Tensor, head: Head) -> Tensor:
 
 def normalized(hidden: Tensor, head: Head) -> Tensor:
     """What the head's matrix is multiplied with, [B, m, D] in the dtype of the hidden states."""
-    x = hidden.float()
     if head.calibration is not None:
-        down, up = head.calibration.down.float(), head.calibration.up.float()
-        x = (x + x @ down.T @ up).to(hidden.dtype).float()
-    norm = head.norm
-    if norm is None:
-        return x.to(hidden.dtype)
-    weight = norm.weight.float()
-    if norm.kind == "layer":
-        bias = None if norm.bias is None else norm.bias.float()
-        return F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps).to(hidden.dtype)
-    x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + norm.eps)
-    if norm.kind == "rms":
-        return (x.to(hidden.dtype).float() * weight).to(hidden.dtype)
-    return (x * (1 + weight)).to(hidden.dtype)
+        x, down, up = hidden.float(), head.calibration.down.float(), head.calibration.up.float()
+        hidden = (x + x @ down.T @ up).to(hidden.dtype)
+    return hidden if head.norm is None else reference_norm(hidden, head.norm)
 
 
 def _check(hidden: Tensor, head: Head, count: int, temperature: Tensor | None, noise: Noise | None) -> None:
-    if hidden.dim() != 3 or hidden.dtype not in DTYPES:
-        raise KernelInputError(
-            f"hidden must be [B, m, D] in bf16, fp16 or fp32, not {hidden.dtype} {list(hidden.shape)}"
-        )
+    check_hidden(hidden)
     if head.weight.dim() != 2:
         raise KernelInputError(f"the head's weight must be [V, D], not {list(head.weight.shape)}")
     tensors: dict[str, Tensor | None] = {"hidden": hidden, **_tensors_of(head), "temperature": temperature}
@@ -183,8 +155,6 @@ def _check(hidden: Tensor, head: Head, count: int, temperature: Tensor | None, n
         tensors |= {"noise keys": noise.keys, "noise positions": noise.positions}
     check_together(tensors)
     rows, width, inputs = hidden.shape
-    if not 0 < inputs <= MOST_INPUTS:
-        raise KernelInputError(f"hidden states of {inputs} elements: allowed are 1 to {MOST_INPUTS}")
     _check_head(head, inputs, hidden.dtype)
     choosable = min(MOST_CHOICES, len(head.weight if head.shortlist is None else head.shortlist))
     if not 1 <= count <= choosable:
@@ -221,12 +191,7 @@ def _check_head(head: Head, inputs: int, dtype: torch.dtype) -> None:
         raise KernelInputError(f"a soft cap must be above 0, not {head.softcap}")
     norm, calibration = head.norm, head.calibration
     if norm is not None:
-        if norm.kind not in get_args(NormKind):
-            raise KernelInputError(f"the norm must be 'rms', 'rms_one' or 'layer', not {norm.kind!r}")
-        check("norm weight", norm.weight, (inputs,), dtype, torch.float32)
-        check("norm bias", norm.bias, (inputs,), dtype, torch.float32)
-        if norm.bias is not None and norm.kind != "layer":
-            raise KernelInputError(f"a norm of kind {norm.kind!r} has no bias")
+        check_norm(norm, inputs, dtype)
     if calibration is not None:
         rank = len(calibration.down)
         check("down", calibration.down, (rank, inputs), dtype, torch.float32)

@@ -8,9 +8,10 @@ import triton
 from torch import Tensor
 
 from selfspec_kernels.exit_head import Choices, Head
-from selfspec_kernels.exit_head_kernels import choose_kernel, head_kernel, norm_kernel
+from selfspec_kernels.exit_head_kernels import choose_kernel, head_kernel
 from selfspec_kernels.launching import interpreted, on, options
 from selfspec_kernels.noise import Noise
+from selfspec_kernels.row_norm_launch import normalized
 
 ROWS = 16
 """Rows a program: as few as tensor cores take."""
@@ -87,27 +88,13 @@ def constants(chosen: Plan, count: int) -> dict[str, Any]:
     }
 
 
-def norm_constants(inputs: int, kind: str | None) -> dict[str, Any]:
-    """The norm kernel's: a block of the low-rank map is at most 8,192 elements."""
-    block = _power(inputs)
-    return {"KIND": kind, "BLOCK_D": block, "BLOCK_R": max(1, 8192 // block)}
-
-
 def _normalized(hidden: Tensor, head: Head) -> Tensor:
-    batch, width, inputs = hidden.shape
     norm, calibration = head.norm, head.calibration
     if norm is None and calibration is None:
         return hidden.contiguous()
-    hidden = hidden if hidden.stride(-1) == 1 else hidden.contiguous()
-    out = torch.empty(batch, width, inputs, dtype=hidden.dtype, device=hidden.device)
-    fixed = norm_constants(inputs, norm.kind if norm else None)
-    norm_kernel[(batch * width,)](
-        hidden, calibration.down if calibration else None, calibration.up if calibration else None,
-        norm.weight if norm else None, norm.bias if norm else None, out,
-        width, inputs, len(calibration.down) if calibration else 0, hidden.stride(0), hidden.stride(1),
-        norm.eps if norm else 0.0, **fixed, **options(8),
-    )  # fmt: skip
-    return out
+    if calibration is None:
+        return normalized(hidden, norm)
+    return normalized(hidden, norm, calibration.down, calibration.up)
 
 
 def _power(size: int) -> int:

@@ -8,7 +8,8 @@ import triton
 from torch import Tensor
 
 from selfspec_kernels.launching import interpreted, on, options, processors
-from selfspec_kernels.low_bit_kernels import BF16_BASE, FP16_BASE, add_kernel, dot_kernel, sum_kernel
+from selfspec_kernels.low_bit_dot_kernels import BF16_BASE, FP16_BASE
+from selfspec_kernels.low_bit_kernels import add_kernel, dot_kernel, sum_kernel
 
 _MANY_STEPS = 8
 """Splitting pays for a second launch (1-2 us) only when a program has at least this many steps."""

@@ -74,7 +74,7 @@ def low_bit_product(
         ValueError: shapes, dtypes or devices that do not belong together, storage that is not contiguous, or
             a backend that is unknown or cannot run where x is.
     """
-    _check(x, packed, scales, bias)
+    check_product(x, packed, scales, bias)
     backend = choose_backend(backend, "x", x)
     rows = x.reshape(-1, x.shape[-1])
     if backend == "reference":
@@ -104,7 +104,8 @@ def _check_group(inputs: int, group: int) -> None:
         raise ValueError(f"{inputs} inputs do not divide into groups of {group}")
 
 
-def _check(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None) -> None:
+def check_product(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None) -> None:
+    """Raises a ValueError that names what does not belong to a product of x [..., K] with packed weights."""
     if x.dim() == 0 or x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"x must be [..., K] in bf16, fp16 or fp32, not {x.dtype} {list(x.shape)}")
     if packed.dim() != 2 or packed.dtype != torch.uint8:

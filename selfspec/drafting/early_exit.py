@@ -6,12 +6,16 @@ from torch import Tensor
 from layer_skip.span import Span
 from selfspec.call import Call
 from selfspec.drafting.model_drafter import ModelDrafter
-from selfspec.round import Draft
+from selfspec.round import Arm, Draft
 from selfspec.tree import Level
 
 
 class EarlyExit(ModelDrafter):
     """Layers [0, E), then final norm and LM head (LayerSkip, Elhoushi et al. 2024, section 4.3)."""
+
+    @property
+    def arm(self) -> Arm:
+        return Arm(self.exit_layer, low_bit=False)
 
     def draft(self, call: Call, length: int, graft: Tensor | None = None) -> Draft:
         """Draft `length` tokens deep, keeping the hidden state of each candidate at the exit layer."""

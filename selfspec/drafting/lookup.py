@@ -7,7 +7,7 @@ import torch
 
 from selfspec.call import Call
 from selfspec.drafting.suffix_automaton import Cursor, SuffixAutomaton
-from selfspec.round import NOTHING, Draft
+from selfspec.round import NOTHING, Draft, Step
 from selfspec.tree import chain
 
 LONGEST_FOUND = 15
@@ -96,21 +96,26 @@ class Lookup:
 
     def draft(self, call: Call, length: int) -> Draft:
         """Draft what was found, up to `length` tokens a row; nothing is run."""
-        found = self.find(call, length)
-        return self.draft_of(call, found)
+        return self.draft_of(call, self.plan(call, length).found)
+
+    def plan(self, call: Call, length: int) -> Step:
+        """What was found, up to `length` tokens a row."""
+        tokens = [found.tokens for found in self.find(call, length)]
+        return Step(None, max(map(len, tokens)), tokens)
 
     def find(self, call: Call, limit: int) -> list[Found]:
         """Up to `limit` tokens that follow the longest match, for every active row."""
         return [self._find(call, row, limit) for row in call.rows.active]
 
-    def draft_of(self, call: Call, found: Sequence[Found]) -> Draft:
-        """A chain of what was found."""
-        tokens = as_columns([row.tokens for row in found], call.rows.sequences.device)
-        tree = chain(tokens.shape[1])
+    @staticmethod
+    def draft_of(call: Call, tokens: Sequence[Sequence[int]]) -> Draft:
+        """A chain of what was found for every active row; nothing is run."""
+        columns = as_columns(tokens, call.rows.sequences.device)
+        tree = chain(columns.shape[1])
         span = call.lay_out(tree)
-        nodes = torch.cat([call.rows.last_tokens()[:, None], tokens.clamp(min=0)], dim=1)
+        nodes = torch.cat([call.rows.last_tokens()[:, None], columns.clamp(min=0)], dim=1)
         hidden = call.decoder.embed(nodes, span.narrow(0, tree.size))
-        return Draft(tree, span, tokens, hidden, given=True)
+        return Draft(tree, span, columns, hidden, given=True)
 
     def _find(self, call: Call, row: int, limit: int) -> Found:
         state = self._rows.get(row)

@@ -10,7 +10,7 @@ from layer_skip.low_bit import LowBitView
 from layer_skip.span import Span
 from selfspec.call import Call
 from selfspec.drafting.model_drafter import ModelDrafter
-from selfspec.round import Draft
+from selfspec.round import Arm, Draft
 from selfspec.shapes import FASTEST
 from selfspec.tree import Level
 
@@ -31,6 +31,10 @@ class LowBit(ModelDrafter):
         super().__init__(exit_layer, *how, **more)
         self._view = view
         self._decoder: LayeredDecoder | None = None
+
+    @property
+    def arm(self) -> Arm:
+        return Arm(self.exit_layer, low_bit=True)
 
     def draft(self, call: Call, length: int, graft: Tensor | None = None) -> Draft:
         """Draft `length` tokens deep. Passes are not padded: what the view rounds decides no token."""

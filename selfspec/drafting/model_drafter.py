@@ -11,7 +11,7 @@ from selfspec.call import Call
 from selfspec.drafting.expansion import expand, expand_while_sure, with_graft
 from selfspec.drafting.margins import MarginStop
 from selfspec.drafting.stopping import StopRule
-from selfspec.round import Draft
+from selfspec.round import Arm, Draft, Step
 from selfspec.tree import Level, Tree, TreeOfDepth, chain
 
 Read = Callable[[Span, Tensor, Level], Tensor]
@@ -42,6 +42,20 @@ class ModelDrafter(ABC):
         self.rule = rule
         self.stop = stop
         self._siblings = siblings
+
+    @property
+    @abstractmethod
+    def arm(self) -> Arm:
+        """The way of drafting."""
+
+    def plan(self, call: Call, length: int) -> Step:
+        """What `draft` would draft, for an engine that runs whole rounds by itself."""
+        return Step(self.arm, length)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every draft is a chain as long as it was asked for."""
+        return self.shape is chain and self.rule is None and self.stop is None and not self._siblings
 
     @abstractmethod
     def draft(self, call: Call, length: int, graft: Tensor | None = None) -> Draft:

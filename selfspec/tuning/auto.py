@@ -12,11 +12,11 @@ from selfspec.drafting import ModelDrafter
 from selfspec.drafting.lookup import LONGEST_FOUND, Found, Lookup, as_columns
 from selfspec.drafting.margins import MarginStop
 from selfspec.pacing import PayCheck
-from selfspec.round import Draft
+from selfspec.round import Arm, Draft, Step
 from selfspec.shapes import ShapePlan
 from selfspec.stats import Stats
 from selfspec.tuning.branches import Branched
-from selfspec.tuning.knowledge import Arm, Knowledge, expected_tokens
+from selfspec.tuning.knowledge import Knowledge, expected_tokens
 from selfspec.tuning.reading import Reading
 
 _ROUNDS_PER_CHOICE = 8
@@ -77,22 +77,37 @@ class Auto:
         self._drafting = remaining > 1 and (self.check is None or self.check.allows())
         return remaining - 1 if self._drafting else 0
 
-    def draft(self, call: Call, length: int) -> Draft:
-        """Draft what was found, or by the arm that was chosen."""
+    def plan(self, call: Call, length: int) -> Step:
+        """What the next round drafts: what was found, or so many tokens by the arm that was chosen."""
         if self._rounds % _ROUNDS_PER_CHOICE == 0:
             self._choose(call.decoder)
         self._rounds += 1
         self.rows = len(call.rows.active)
         self._looked_up, self._branched = False, None
         if not self._drafting:
-            return self.plain.draft(call, 0)
-        if self.lookup is None:
-            return self._model_draft(call, length, [])
-        found = self.lookup.find(call, min(self.longest_found, length))
+            return Step(None, 0)
+        found = [] if self.lookup is None else self.lookup.find(call, min(self.longest_found, length))
+        tokens = [row.tokens for row in found]
         self._looked_up = self._worth(found)
         if self._looked_up:
-            return self.lookup.draft_of(call, found)
-        return self._model_draft(call, length, found)
+            return Step(None, max(map(len, tokens)), tokens)
+        return Step(self._arm, min(length, self._length if self._arm is not None else 0), tokens)
+
+    def draft(self, call: Call, length: int) -> Draft:
+        """Draft what was found, or by the arm that was chosen."""
+        step = self.plan(call, length)
+        if self._looked_up and self.lookup is not None:
+            return self.lookup.draft_of(call, step.found)
+        model = self.plain if step.arm is None else self.arms[step.arm]
+        own = step.length
+        if step.arm is not None and model.stop is not None:
+            model.stop.least = self._least_chance(step.arm, model.stop)
+            own = min(length, LONGEST_SURE)
+        if not self.branches or not any(step.found):
+            return model.draft(call, own)
+        draft = model.draft(call, own, as_columns(step.found, call.rows.sequences.device))
+        self._branched = Branched.of(draft, call.rows)
+        return draft
 
     def observe(self, length: int, tokens: float, seconds: float) -> None:
         """Learn from a round that is over."""
@@ -117,20 +132,6 @@ class Auto:
         before = self._slowness.get(arm, ratio)
         # One round may be slow by accident, so a single one moves the estimate little.
         self._slowness[arm] = 0.8 * before + 0.2 * min(ratio, 2 * before)
-
-    def _model_draft(self, call: Call, length: int, found: Sequence[Found]) -> Draft:
-        """Draft up to `length` tokens by the arm; what was found joins a tree as a branch of its own."""
-        model = self.plain if self._arm is None else self.arms[self._arm]
-        if self._arm is not None and model.stop is not None:
-            model.stop.least = self._least_chance(self._arm, model.stop)
-            own = min(length, LONGEST_SURE)
-        else:
-            own = min(length, self._length)
-        if not self.branches or not any(row.tokens for row in found):
-            return model.draft(call, own)
-        draft = model.draft(call, own, as_columns([row.tokens for row in found], call.rows.sequences.device))
-        self._branched = Branched.of(draft, call.rows)
-        return draft
 
     def _least_chance(self, arm: Arm, stop: MarginStop) -> float:
         """Below this chance that a draft stands so far, another token earns less than time usually does.
@@ -179,7 +180,7 @@ class Auto:
 
     def _worth(self, found: Sequence[Found]) -> bool:
         """Whether what was found promises more tokens per second than the arm that was chosen."""
-        longest = max(len(row.tokens) for row in found)
+        longest = max((len(row.tokens) for row in found), default=0)
         if not longest:
             return False
         rates = self.knowledge.matches[self.sampled]

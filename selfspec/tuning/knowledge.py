@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from selfspec.drafting.lookup import MatchRates
 from selfspec.drafting.margins import MarginRates
 from selfspec.pacing import Rate
+from selfspec.round import Arm
 from selfspec.shapes import ShapePlan
 from selfspec.tuning.costs import PassCosts
 from selfspec.tuning.reading import SAMPLES, Agreement
@@ -22,22 +23,6 @@ _ROUNDING = {4: 0.9, 8: 0.98}
 """Agreement of the whole model in few bits with itself, before it was tried."""
 _ENOUGH = 2 * SAMPLES
 _HIGHEST = 0.98
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to draft with the model's own layers."""
-
-    exit_layer: int
-    low_bit: bool
-
-    @property
-    def kind(self) -> str:
-        """The strategy's name in `SpeculationConfig.draft`."""
-        return "low_bit" if self.low_bit else "early_exit"
-
-    def __str__(self) -> str:
-        return f"{'low-bit' if self.low_bit else 'early-exit'} draft, exit layer {self.exit_layer}"
 
 
 @dataclass

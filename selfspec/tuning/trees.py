@@ -6,9 +6,9 @@ from functools import cache
 from typing import Any
 
 from selfspec.config import ConfigError
+from selfspec.round import Arm
 from selfspec.rows import RoundEvent
 from selfspec.tree import Tree
-from selfspec.tuning.knowledge import Arm
 
 Ranks = tuple[tuple[float, ...], ...]
 """[depth][rank]: chance that the target's choice is the draft's candidate of that rank at that depth."""

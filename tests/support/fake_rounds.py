@@ -12,11 +12,12 @@ from torch import Tensor
 
 from selfspec.modes import Greedy
 from selfspec.pacing import PayCheck
+from selfspec.round import Arm
 from selfspec.shapes import FASTEST
 from selfspec.stats import Stats
 from selfspec.tuning.auto import Auto
 from selfspec.tuning.costs import WIDTHS, PassCosts
-from selfspec.tuning.knowledge import LONGEST_CHOSEN, Arm, Knowledge
+from selfspec.tuning.knowledge import LONGEST_CHOSEN, Knowledge
 
 LAYERS = 8
 LOW_BIT, HALF = Arm(LAYERS, low_bit=True), Arm(LAYERS // 2, low_bit=False)

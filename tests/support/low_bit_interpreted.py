@@ -37,8 +37,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     "high nibbles twice": ("two rows, odd number of groups", "(bytes & 15)", "(bytes >> 4)"),
     "odd scales for even groups": (
         "two rows, odd number of groups",
-        "even = tl.load(pairs_ptrs, mask",
-        "even = tl.load(pairs_ptrs + N, mask",
+        "even = tl.load(pair_ptrs, mask",
+        "even = tl.load(pair_ptrs + groups_apart, mask",
     ),
     "scales of the first step": ("five rows, two steps", "even = next_even", "pass"),
     "inputs beyond the last group": (

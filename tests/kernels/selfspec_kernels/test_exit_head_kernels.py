@@ -69,28 +69,6 @@ def test_all_heads_that_the_engine_can_ask_for(request):
             compiled(dtype, weight, count, more | extra, capability)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "kind", "rank"), [(4096, "rms", True), (4096, None, True), (16_384, "layer", False)]
-)
-def test_every_norm_fits_the_gpu_and_spills_nothing(inputs, kind, rank):
-    from ahead_of_time import check_resources, compile_kernel
-
-    from selfspec_kernels.exit_head_kernels import norm_kernel
-    from selfspec_kernels.exit_head_launch import norm_constants
-    from selfspec_kernels.launching import options
-
-    names = ["hidden_ptr", "out_ptr"]
-    names += ["down_ptr", "up_ptr"] if rank else []
-    names += ["weight_ptr"] if kind else []
-    names += ["bias_ptr"] if kind == "layer" else []
-    types = dict.fromkeys(names, "*bf16") | {"eps": "fp32"}
-    types |= dict.fromkeys(("width", "D", "rank", "row_stride", "column_stride"), "i32")
-    types = {name: types[name] for name in norm_kernel.arg_names if name in types}
-    for capability in (80, 90):
-        fixed = norm_constants(inputs, kind)
-        check_resources(compile_kernel(norm_kernel, types, fixed, capability, options(8)), capability)
-
-
 @pytest.mark.parametrize(("blocks", "count"), [(2048, 1), (4096, 8)])
 def test_the_last_choice_fits_the_gpu_and_spills_nothing(blocks, count):
     from ahead_of_time import check_resources, compile_kernel

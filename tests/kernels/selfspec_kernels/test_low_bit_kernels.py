@@ -116,7 +116,7 @@ def run_ptx(text: str, register: int) -> dict[int, int]:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_assembly_turns_four_bytes_into_their_levels(dtype):
-    from selfspec_kernels import low_bit_kernels as kernels
+    from selfspec_kernels import low_bit_dot_kernels as kernels
 
     bf16 = dtype == torch.bfloat16
     text = (kernels.BF16_LEVELS if bf16 else kernels.FP16_LEVELS).value

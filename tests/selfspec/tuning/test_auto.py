@@ -20,11 +20,11 @@ from selfspec.drafting import Lookup
 from selfspec.drafting.lookup import Found, MatchRates
 from selfspec.modes import Greedy
 from selfspec.pacing import PayCheck
-from selfspec.round import Draft
+from selfspec.round import Arm, Draft
 from selfspec.rows import Rows
 from selfspec.shapes import FASTEST
 from selfspec.tree import chain
-from selfspec.tuning.knowledge import LONGEST_CHOSEN, Arm, expected_tokens
+from selfspec.tuning.knowledge import LONGEST_CHOSEN, expected_tokens
 from selfspec.tuning.reading import Agreement
 
 
@@ -166,8 +166,8 @@ class NoLookup:
     def find(self, call: Any, limit: int) -> list[Found]:
         return self.found
 
-    def draft_of(self, call: Any, found: list[Found]) -> Any:
-        return found
+    def draft_of(self, call: Any, tokens: list[list[int]]) -> Any:
+        return tokens
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_nothing_found_is_no_branch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_worth_it_is_drafted_in_place_of_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
     _, draft, spy = drafted(monkeypatch, rows_of(REPEATING), worth=True)
-    assert draft == [Found([3, 4, 5, 1], 2)]  # as long as the match allows
+    assert draft == [[3, 4, 5, 1]]  # as long as the match allows
     assert spy.asked == []
 
 

@@ -13,12 +13,11 @@ from tiny_models import VOCAB, padded, random_prompts, tiny_model
 import selfspec
 from selfspec.drafting import Lookup
 from selfspec.drafting.lookup import Found
-from selfspec.round import NOTHING, Draft
+from selfspec.round import Arm, NOTHING, Draft
 from selfspec.rows import Rows
 from selfspec.tree import Tree, chain, forked, grafted
 from selfspec.tuning.auto import Auto
 from selfspec.tuning.branches import Branched
-from selfspec.tuning.knowledge import Arm
 
 
 def branched(tree: Tree, tokens: list[list[int]], came: list[list[int]]) -> Branched:

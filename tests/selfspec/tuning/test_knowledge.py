@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fake_rounds import HALF, LAYERS, LOW_BIT, flat, knowledge
 
+from selfspec.round import Arm
 from selfspec.shapes import FASTEST, ShapePlan
 from selfspec.tuning.costs import PassCosts
-from selfspec.tuning.knowledge import Arm, Knowledge, Tally, expected_tokens
+from selfspec.tuning.knowledge import Knowledge, Tally, expected_tokens
 from selfspec.tuning.reading import SAMPLES, Agreement
 
 

@@ -1,0 +1,146 @@
+"""The products of a decoder layer with weights in 4 bits, in as few launches as there are dependencies.
+
+A layer's query, key and value matrices read one x: `low_bit_products` takes them together, and adds its
+result to the residual stream where a product ends a block. `low_bit_gated` is the first half of a gated MLP.
+Storage is that of `low_bit_product`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfspec_kernels.backend import Backend, KernelInputError, check, choose_backend
+from selfspec_kernels.low_bit_product import check_product, reference_product
+
+MOST_MATRICES = 3
+Activation = Literal["silu", "gelu_tanh", "gelu"]
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """W [N, K] in 4 bits."""
+
+    packed: Tensor
+    """[N, bytes] uint8, levels from `pack_levels`."""
+    scales: Tensor
+    """[K / g, N, 2] from `pack_scales`, in the dtype of x."""
+    bias: Tensor | None = None
+    """[N], in the dtype of x."""
+
+
+def low_bit_products(
+    x: Tensor,
+    matrices: Sequence[PackedMatrix],
+    *,
+    residual: Tensor | None = None,
+    multiplier: float = 1.0,
+    backend: Backend | None = None,
+) -> Tensor:
+    """x W^T + bias for one to three matrices, side by side: [..., N1 + N2 + N3] in x's dtype.
+
+    Args:
+        x: [..., K], bf16, fp16 or fp32. Made for 1 to 16 rows in 16 bits; more are done 16 at a time, and
+            fp32 takes a launch a matrix.
+        matrices: of K inputs in groups of one size.
+        residual: [..., N1 + N2 + N3] in x's dtype, to which the rounded products are added.
+        multiplier: of the rounded products (Granite's residual multiplier).
+        backend: "triton" or "reference"; by default Triton on CUDA devices of capability 8.0 and above, the
+            reference elsewhere.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not belong together, storage that is not contiguous, or
+            a backend that is unknown or cannot run where x is.
+    """
+    _check_matrices(x, matrices)
+    outputs = sum(len(matrix.packed) for matrix in matrices)
+    if residual is not None:
+        if residual.device != x.device:
+            raise KernelInputError(f"residual is on {residual.device}, x on {x.device}")
+        check("residual", residual, (*x.shape[:-1], outputs), x.dtype, layout="any")
+        residual = residual.reshape(-1, outputs)
+    rows = x.reshape(-1, x.shape[-1])
+    if choose_backend(backend, "x", x) == "reference":
+        out = reference_products(rows, matrices, residual, multiplier)
+    else:
+        from selfspec_kernels import low_bit_products_launch
+
+        added = None if residual is None else residual.contiguous()
+        out = low_bit_products_launch.products(rows.contiguous(), matrices, added, multiplier)
+    return out.view(*x.shape[:-1], outputs)
+
+
+def low_bit_gated(
+    x: Tensor,
+    gate: PackedMatrix,
+    up: PackedMatrix,
+    *,
+    activation: Activation,
+    backend: Backend | None = None,
+) -> Tensor:
+    """activation(x G^T) * (x U^T), [..., N] in x's dtype, with the roundings of a model's own modules.
+
+    Args:
+        x: [..., K] as in `low_bit_products`.
+        gate, up: G and U, [N, K] each, in groups of one size.
+        activation: "silu", "gelu_tanh" or "gelu".
+        backend: as in `low_bit_products`.
+
+    Raises:
+        ValueError: as `low_bit_products`, or an activation that is unknown.
+    """
+    _check_matrices(x, (gate, up))
+    if len(gate.packed) != len(up.packed):
+        raise KernelInputError(f"gate has {len(gate.packed)} outputs, up {len(up.packed)}")
+    if activation not in get_args(Activation):
+        allowed = ", ".join(map(repr, get_args(Activation)))
+        raise KernelInputError(f"the activation must be one of {allowed}, not {activation!r}")
+    rows = x.reshape(-1, x.shape[-1])
+    if choose_backend(backend, "x", x) == "reference":
+        out = reference_gated(rows, gate, up, activation)
+    else:
+        from selfspec_kernels import low_bit_products_launch
+
+        out = low_bit_products_launch.gated(rows.contiguous(), gate, up, activation)
+    return out.view(*x.shape[:-1], len(gate.packed))
+
+
+def reference_products(
+    x: Tensor, matrices: Sequence[PackedMatrix], residual: Tensor | None, multiplier: float
+) -> Tensor:
+    """`low_bit_products` for x [m, K] and residual [m, N1 + N2 + N3] in plain PyTorch."""
+    parts = [reference_product(x, matrix.packed, matrix.scales, matrix.bias) for matrix in matrices]
+    return added(torch.cat(parts, dim=-1), residual, multiplier)
+
+
+def reference_gated(x: Tensor, gate: PackedMatrix, up: PackedMatrix, activation: Activation) -> Tensor:
+    """`low_bit_gated` for x [m, K] in plain PyTorch."""
+    first, second = (reference_product(x, one.packed, one.scales, one.bias) for one in (gate, up))
+    return multiplied(first, second, activation)
+
+
+def added(product: Tensor, residual: Tensor | None, multiplier: float) -> Tensor:
+    """residual + product * multiplier, rounded after each step."""
+    if multiplier != 1.0:
+        product = product * multiplier
+    return product if residual is None else residual + product
+
+
+def multiplied(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """activation(gate) * up, rounded after each step."""
+    if activation == "silu":
+        return F.silu(gate) * up
+    return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none") * up
+
+
+def _check_matrices(x: Tensor, matrices: Sequence[PackedMatrix]) -> None:
+    if not 1 <= len(matrices) <= MOST_MATRICES:
+        raise KernelInputError(f"{len(matrices)} matrices: allowed are 1 to {MOST_MATRICES}")
+    for matrix in matrices:
+        check_product(x, matrix.packed, matrix.scales, matrix.bias)
+    groups = {x.shape[-1] // len(matrix.scales) for matrix in matrices}
+    if len(groups) > 1:
+        raise KernelInputError(f"the matrices have groups of {sorted(groups)} inputs: one size is allowed")

@@ -1,0 +1,49 @@
+"""How `rope_store` is launched: import this only where triton is installed."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from selfspec_kernels.launching import on, options
+from selfspec_kernels.rope_store_kernels import rope_store_kernel
+
+WARPS = 1
+
+
+def store(
+    qkv: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    heads: int,
+    query_norm: Tensor | None,
+    key_norm: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """`rope_store` for checked inputs."""
+    rows, width, _ = qkv.shape
+    kv_heads, size = keys.shape[1], keys.shape[3]
+    query = torch.empty(rows, heads, width, size, dtype=qkv.dtype, device=qkv.device)
+    if not query.numel():
+        return query
+    turning = 0 if cos is None else cos.shape[-1]
+    with on(qkv.device):
+        rope_store_kernel[rows * width, heads + 2 * kv_heads](
+            qkv, cos, sin, query_norm, key_norm, slots, query, keys, values, width, heads, kv_heads, eps,
+            *qkv.stride()[:2], *_strides(cos), *_strides(sin), slots.stride(0),
+            *keys.stride()[:3], *values.stride()[:3], **constants(size, turning), **options(WARPS),
+        )  # fmt: skip
+    return query
+
+
+def constants(size: int, turning: int) -> dict[str, Any]:
+    """The kernel's compile-time arguments."""
+    return {"SIZE": size, "TURNING": turning, "BLOCK": triton.next_power_of_2(size)}
+
+
+def _strides(angles: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if angles is None else (angles.stride(0), angles.stride(1))

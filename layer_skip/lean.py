@@ -1,0 +1,130 @@
+"""A decoder layer of Llama's plan in nine launches: norm, q/k/v, RoPE and cache, attention, out, and the MLP.
+
+A layer that runs module by module takes about 45 launches; on a GPU each costs some 2 us, as much as reading
+6 MB. The modules' own weights are read, roundings are those of the modules, and every row is computed alike
+whatever stands beside it.
+"""
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from layer_skip.attention import Visible
+from layer_skip.decoder import LayeredDecoder
+from layer_skip.norms import norm_of
+from layer_skip.products import added, gated, together
+from selfspec_kernels.rope_store import rope_store
+from selfspec_kernels.row_norm import Norm, row_norm
+from selfspec_kernels.verify_attention import HEAD_SIZES, verify_attention
+
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+class Store(Protocol):
+    """A cache that a layer writes to by itself."""
+
+    def storage(self, layer_idx: int, heads: int, size: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values [B, heads, S, size] of a layer, and the slots [B, m] of the pass's tokens."""
+
+
+class LeanLayer(nn.Module):
+    """Takes the arguments of the layer that it stands for, with `Visible` in place of a mask.
+
+    Args:
+        layer: the model's own, or a shell of it with packed matrices.
+        attention: the name of its attention.
+
+    Raises:
+        ValueError: the layer is built in another way; the message says what differs.
+    """
+
+    def __init__(self, layer: nn.Module, attention: str) -> None:
+        super().__init__()
+        own: Any = layer
+        attend = getattr(own, attention)
+        self._heads, self._size = attend.q_proj.out_features, int(attend.head_dim)
+        self._heads //= self._size
+        self._kv_heads = attend.k_proj.out_features // self._size
+        if self._size not in HEAD_SIZES:
+            raise ValueError(f"heads of {self._size}")
+        self._scaling, self._layer_idx = float(attend.scaling), int(attend.layer_idx)
+        self._before, self._between = (
+            _norm(own, name) for name in ("input_layernorm", "post_attention_layernorm")
+        )
+        self._query_norm, self._key_norm = _head_norm(attend, "q_norm"), _head_norm(attend, "k_norm")
+        self._qkv = together([getattr(attend, name) for name in _PROJECTIONS])
+        self._out = added(attend.o_proj)
+        self._gated = gated(own.mlp.gate_proj, own.mlp.up_proj, own.mlp.act_fn)
+        self._down = added(own.mlp.down_proj)
+        self._multiplier = float(getattr(own, "residual_multiplier", 1.0))
+
+    def forward(
+        self,
+        hidden: Tensor,
+        attention_mask: Visible,
+        position_embeddings: tuple[Tensor, Tensor],
+        past_key_values: Store,
+        **unused: object,
+    ) -> Tensor:
+        """hidden [B, m, D] -> [B, m, D]; K/V of its tokens go to the cache."""
+        qkv = self._qkv(row_norm(hidden, self._before))
+        keys, values, slots = past_key_values.storage(self._layer_idx, self._kv_heads, self._size, qkv)
+        query = rope_store(
+            qkv,
+            *position_embeddings,
+            keys,
+            values,
+            slots,
+            heads=self._heads,
+            query_norm=None if self._query_norm is None else self._query_norm.weight,
+            key_norm=None if self._key_norm is None else self._key_norm.weight,
+            eps=1e-6 if self._query_norm is None else self._query_norm.eps,
+        )
+        seen = attention_mask
+        attended = verify_attention(
+            query, keys, values, seen.lengths, scaling=self._scaling, window=seen.window
+        )
+        hidden = self._out(attended.flatten(2), hidden, self._multiplier)
+        return self._down(self._gated(row_norm(hidden, self._between)), hidden, self._multiplier)
+
+
+class LeanNorm(nn.Module):
+    """A norm in one launch."""
+
+    def __init__(self, norm: Norm) -> None:
+        super().__init__()
+        self._norm = norm
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return row_norm(hidden, self._norm)
+
+
+def lean(decoder: LayeredDecoder) -> tuple[LayeredDecoder, str]:
+    """The decoder with lean layers, and why it keeps its own, "" where it does not.
+
+    A view in few bits becomes lean like the model itself.
+    """
+    if not decoder.family.lean:
+        return decoder, f"layers of {decoder.family.model_type!r} run module by module"
+    try:
+        layers = [LeanLayer(layer, decoder.family.attention) for layer in decoder.layers]
+    except (ValueError, AttributeError) as error:
+        return decoder, f"layers run module by module: {error}"
+    norm = norm_of(decoder.norm)
+    return decoder.with_parts(layers, decoder.norm if norm is None else LeanNorm(norm)), ""
+
+
+def _norm(owner: Any, name: str) -> Norm:
+    norm = norm_of(getattr(owner, name))
+    if norm is None:
+        raise ValueError(f"{name} is a norm that the kernels lack")
+    return norm
+
+
+def _head_norm(attention: Any, name: str) -> Norm | None:
+    if not hasattr(attention, name):
+        return None
+    norm = _norm(attention, name)
+    if norm.kind != "rms":
+        raise ValueError(f"{name} is of kind {norm.kind!r}")
+    return norm

@@ -1,0 +1,157 @@
+"""Cache, buffers and graphs that captured rounds live in; kept between calls, one call in each at a time."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from layer_skip.decoder import LayeredDecoder
+from layer_skip.lean import lean
+from layer_skip.low_bit import LowBitView
+from selfspec.cache import KVCache
+from selfspec.device.buffers import Buffers, Outcome
+from selfspec.device.graphs import Graphs
+from selfspec.device.static_round import Kind, StaticRound
+from selfspec.shapes import ShapePlan
+
+SLOT_QUANTUM = 512
+"""Least capacity, doubled until a call fits: so few sizes come up that graphs are found again."""
+LEAN_SHAPES = ShapePlan(doubt="")
+"""Lean layers round every row alike at any width: nothing needs padding."""
+_MOST_IDLE = 2
+"""Workspaces that are kept while no call uses them: each holds a cache."""
+
+
+class Workspace:
+    """One batch size and capacity.
+
+    Args:
+        decoder: the model, as it is now.
+        view: its low-bit view, None for none.
+        rows: B.
+        capacity: slots of the cache.
+        shapes: for layers that run module by module.
+        memory: bytes that graphs may hold.
+    """
+
+    def __init__(
+        self,
+        decoder: LayeredDecoder,
+        view: LowBitView | None,
+        rows: int,
+        capacity: int,
+        shapes: ShapePlan,
+        memory: int,
+    ) -> None:
+        self.rows, self.capacity = rows, capacity
+        self.cache = KVCache(rows, decoder.n_layers, capacity)
+        self.buffers = Buffers(rows, capacity, decoder.device)
+        target, self.note = lean(decoder)
+        draft = None if view is None else lean(view.of(decoder))[0]
+        self.shapes = shapes if self.note else LEAN_SHAPES
+        self.round = StaticRound(target, draft, self.cache, self.buffers, self.shapes)
+        self.graphs: Graphs[Kind] = Graphs(self.round, decoder.device, memory)
+        self._allocate(decoder)
+
+    def run(self, kind: Kind) -> list[Outcome]:
+        """Run a round and wait for what it reports, for every row."""
+        self.graphs.run(kind)
+        device = self.buffers.keys.device
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+        return self.buffers.outcomes(kind.length)
+
+    @torch.inference_mode()
+    def _allocate(self, decoder: LayeredDecoder) -> None:
+        """Let every layer make its K/V now: what is allocated in a graph's capture is the graph's."""
+        positions = torch.zeros(self.rows, 1, dtype=torch.int64, device=decoder.device)
+        span = decoder.span(positions, self.capacity, 0)
+        hidden = decoder.embed(torch.zeros_like(positions), span)
+        decoder.run(hidden, 0, decoder.n_layers, span, self.cache.window(span))
+
+
+class WorkspacePool:
+    """Lends workspaces to calls; all of them are dropped when the model changes."""
+
+    def __init__(self) -> None:
+        self._idle: list[tuple[tuple[object, ...], Workspace]] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lend(
+        self,
+        decoder: LayeredDecoder,
+        view: LowBitView | None,
+        rows: int,
+        slots: int,
+        shapes: ShapePlan,
+        memory: int,
+    ) -> Iterator[Workspace]:
+        """A workspace for `rows` rows of up to `slots` slots, for the time of a call.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: there is no room for its cache.
+        """
+        state = (_state_of(decoder), None if view is None else view.of(decoder), shapes)
+        rows, capacity = bucket(rows), SLOT_QUANTUM * bucket(-(-slots // SLOT_QUANTUM))
+        space = self._take(state, rows, capacity)
+        if space is None:
+            space = Workspace(decoder, view, rows, capacity, shapes, memory)
+        try:
+            yield space
+        finally:
+            with self._lock:
+                self._idle.append((state, space))
+                del self._idle[:-_MOST_IDLE]
+
+    def clear(self) -> None:
+        """Free what no call uses."""
+        with self._lock:
+            self._idle.clear()
+
+    def _take(self, state: tuple[object, ...], rows: int, capacity: int) -> Workspace | None:
+        with self._lock:
+            # A graph must not outlive the weights that it reads.
+            self._idle = [(known, space) for known, space in self._idle if known == state]
+            for index, (_, space) in enumerate(self._idle):
+                if (space.rows, space.capacity) == (rows, capacity):
+                    return self._idle.pop(index)[1]
+            # Another size will be made: what is idle makes room, all but the last.
+            del self._idle[: max(0, len(self._idle) - _MOST_IDLE + 1)]
+        return None
+
+
+def bucket(count: int) -> int:
+    """`count` rounded up to a power of two."""
+    return 1 << max(count - 1, 0).bit_length()
+
+
+def hooked(decoder: LayeredDecoder) -> bool:
+    """Whether Python of someone else's runs in the model's passes: it would run at capture alone."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
+        for module in _modules(decoder)
+    )
+
+
+def _modules(decoder: LayeredDecoder) -> Iterator[nn.Module]:
+    yield from decoder.base.modules()
+    yield decoder.head
+
+
+def _state_of(decoder: LayeredDecoder) -> tuple[object, ...]:
+    """Changes when a graph would read memory that is no longer the model's, or adapters are switched."""
+    parts: list[object] = []
+    for module in _modules(decoder):
+        own: Any = module
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        parts.append((id(module), *(None if t is None else t.data_ptr() for t in tensors)))
+        if "base_layer" in module._modules:  # PEFT: which ones take part is decided in Python
+            scaling = getattr(own, "scaling", None)
+            parts.append(
+                (tuple(own.active_adapters), bool(own.disable_adapters), str(scaling), bool(own.merged))
+            )
+    return tuple(parts)
