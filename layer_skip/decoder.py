@@ -93,10 +93,12 @@ class LayeredDecoder:
         other._head = replaced(self._head, table)
         return other
 
-    def with_parts(self, layers: Sequence[nn.Module], norm: nn.Module | None) -> "LayeredDecoder":
-        """A decoder with other layers and another final norm, which compute the same; the rest is shared."""
+    def with_parts(
+        self, layers: Sequence[nn.Module], norm: nn.Module | None, head: nn.Module
+    ) -> "LayeredDecoder":
+        """A decoder with other layers, final norm and head, which compute the same; the rest is shared."""
         other = copy.copy(self)
-        other._layers, other._norm = list(layers), norm
+        other._layers, other._norm, other._head = list(layers), norm, head
         return other
 
     @property
@@ -264,7 +266,7 @@ class LayeredDecoder:
 
     @property
     def plain_head(self) -> tuple[float, float | None] | None:
-        """Scale and soft cap of the logits, where the head is a norm, one matrix and these; None otherwise."""
+        """Scale and soft cap of the logits, where the head is a norm, one matrix and these; else None."""
         if self._project_out is not None or self._input_divisor is not None:
             return None
         return (self._logit_multiplier or 1.0) / (self._logit_divisor or 1.0), self._softcap

@@ -23,7 +23,7 @@ class NoCache:
 
 def fused_head(decoder: LayeredDecoder) -> Head | None:
     """Final norm and LM head as `exit_head` takes them; None where they are more than that, or packed."""
-    around, head = decoder.plain_head, decoder.head
+    around, head = decoder.plain_head, getattr(decoder.head, "matrix", decoder.head)
     norm = norm_of(decoder.norm)
     if around is None or norm is None or not is_plain_matrix(head):
         return None

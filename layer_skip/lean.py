@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layer_skip.attention import Visible
 from layer_skip.decoder import LayeredDecoder
-from layer_skip.norms import norm_of
+from layer_skip.norms import LeanNorm, norm_of
 from layer_skip.products import added, gated, together
 from selfspec_kernels.rope_store import rope_store
 from selfspec_kernels.row_norm import Norm, row_norm
@@ -88,15 +88,16 @@ class LeanLayer(nn.Module):
         return self._down(self._gated(row_norm(hidden, self._between)), hidden, self._multiplier)
 
 
-class LeanNorm(nn.Module):
-    """A norm in one launch."""
+class LeanHead(nn.Module):
+    """An LM head whose rows are computed alike, however many there are."""
 
-    def __init__(self, norm: Norm) -> None:
+    def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self._norm = norm
+        self.matrix = head
+        self._product = together([head])
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return row_norm(hidden, self._norm)
+        return self._product(hidden)
 
 
 def lean(decoder: LayeredDecoder) -> tuple[LayeredDecoder, str]:
@@ -111,7 +112,8 @@ def lean(decoder: LayeredDecoder) -> tuple[LayeredDecoder, str]:
     except (ValueError, AttributeError) as error:
         return decoder, f"layers run module by module: {error}"
     norm = norm_of(decoder.norm)
-    return decoder.with_parts(layers, decoder.norm if norm is None else LeanNorm(norm)), ""
+    parts = (decoder.norm if norm is None else LeanNorm(norm)), LeanHead(decoder.head)
+    return decoder.with_parts(layers, *parts), ""
 
 
 def _norm(owner: Any, name: str) -> Norm:

@@ -5,15 +5,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfspec_kernels.row_norm import Norm, NormKind, reference_norm
+from selfspec_kernels.row_norm import Norm, NormKind, reference_norm, row_norm
 
 _TOLERANCE = 2**-6
 """Largest difference over the largest element: a wrong kind of norm is off by far more."""
 _PROBED_ROWS = 3
 
 
+class LeanNorm(nn.Module):
+    """A norm in one launch."""
+
+    def __init__(self, norm: Norm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return row_norm(hidden, self.norm)
+
+
 def norm_of(module: nn.Module | None) -> Norm | None:
-    """The norm that `module` computes over the last dimension; None where it is none that the kernels have."""
+    """The norm that `module` computes over the last dimension; None where the kernels have none such."""
+    if isinstance(module, LeanNorm):
+        return module.norm
     weight: Any = getattr(module, "weight", None)
     if module is None or not isinstance(weight, Tensor) or weight.dim() != 1 or weight.is_meta:
         return None

@@ -20,7 +20,8 @@ def together(modules: Sequence[nn.Module]) -> Product:
     """x [..., K] -> the modules' outputs side by side [..., N1 + N2 + ...]."""
 
     def one_by_one(x: Tensor) -> Tensor:
-        return torch.cat([module(x) for module in modules], dim=-1)
+        outputs = [module(x) for module in modules]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
     if all(map(_is_packed, modules)):
         matrices = [_packed(module) for module in modules]
@@ -118,5 +119,5 @@ def _rows(x: Tensor) -> int:
 
 
 def _up_to(rows: int, few: Product, many: Product) -> Product:
-    """`few` for up to so many rows: beyond, a product is bound by arithmetic, and the library's own is best."""
+    """`few` for up to so many rows: beyond, arithmetic bounds a product, and the library's own is best."""
     return lambda x: few(x) if _rows(x) <= rows else many(x)

@@ -4,6 +4,7 @@ A pacer decides from rounds that are over, never from the tokens about to be dra
 text in any acceptance mode.
 """
 
+import math
 import statistics
 from collections import deque
 from dataclasses import dataclass, field
@@ -20,7 +21,10 @@ class Pacer(Protocol):
         """K of the next round, when at most `remaining` tokens may still be generated."""
 
     def observe(self, length: int, tokens: float, seconds: float) -> None:
-        """A round with K = `length` committed `tokens` tokens per row in `seconds`."""
+        """A round with K = `length` committed `tokens` tokens per row in `seconds`.
+
+        NaN seconds: it did something besides, so that its time says nothing.
+        """
 
 
 @dataclass
@@ -68,6 +72,8 @@ class PayCheck:
 
     def observe(self, drafted: bool, tokens: float, seconds: float) -> None:
         """A round with or without drafts committed `tokens` tokens per row in `seconds`."""
+        if math.isnan(seconds):
+            return
         rate = self._drafting if drafted else self.plain
         rate.add(tokens, seconds)
         if self._resting:

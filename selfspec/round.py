@@ -31,7 +31,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Step:
-    """What a round is to draft, decided before anything is run: a chain by an arm, or tokens that were found."""
+    """What a round is to draft, decided before anything is run: a chain by an arm, or what was found."""
 
     arm: Arm | None
     """None: nothing is run; what is drafted was found."""

@@ -143,7 +143,7 @@ class Speculation:
         if profile is not None:
             coupled = not sampled or self.config.acceptance == "coupled"
             plain = self.knowledge.plain_rate(len(rows.active))
-            return *follow(profile, rows, coupled, stats, plain), stats, None
+            return *follow(profile, rows, coupled, stats, plain, self.on_device(decoder)), stats, None
         fixed = self.on_device(decoder)
         strategy = Strategy(self.config, self.knowledge, self.view, self._corpus, fixed)
         drafter, pacer, reading = strategy.of_call(decoder, rows, shapes, stats, sampled)

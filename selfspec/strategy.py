@@ -25,6 +25,8 @@ _READING_SHARE = 0.02
 _USUAL_SPEEDUP = 3.0
 _SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 """Exit layers over the number of layers, where there is to be a graph for each."""
+_LONGEST_FOUND = 31
+"""Tokens of a draft that was found: on a GPU a pass of 32 tokens costs little more than one of 16."""
 _LENGTHS = (0, 1, 2, 3, 4, 6, 8, 10)
 """Draft lengths, likewise."""
 
@@ -93,7 +95,7 @@ class Strategy:
             sampled=sampled,
             stats=stats,
             branches=config.tree != "chain",
-            longest_found=config.longest_found,
+            longest_found=self._longest_found(),
             reading=self._reading(decoder, rows) if len(arms) > 1 else None,
         )
 
@@ -108,6 +110,12 @@ class Strategy:
         if self.view is None or kind in ("auto", "early_exit"):
             exits = self._exits(decoder.n_layers - 1) if exit_layer == "auto" else [exit_layer]
             yield from (Arm(e, low_bit=False) for e in exits if e < decoder.n_layers)
+
+    def _longest_found(self) -> int:
+        """Most tokens of a draft that was looked up."""
+        if self.fixed and self.config.draft_length == "auto":
+            return _LONGEST_FOUND
+        return self.config.longest_found
 
     def _lengths(self) -> Sequence[int]:
         """Draft lengths to choose from."""

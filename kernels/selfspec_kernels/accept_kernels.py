@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from selfspec_kernels.noise_kernels import gumbel, position_key
+from selfspec_kernels.overlap_kernels import allow_next, await_previous
 from selfspec_kernels.score_kernels import highest_of, kept, scores_of, threshold_of
 
 
@@ -99,7 +100,7 @@ def at_column(node, column, values):
 def walk_kernel(
     values_ptr, scores_ptr, indices_ptr, tops_ptr, masses_ptr, draft_ptr, parents_ptr,
     accepted_ptr, tokens_ptr, logprobs_ptr, columns_ptr, n, depth, parts, draft_stride,
-    NODES: tl.constexpr, PARTS: tl.constexpr,
+    NODES: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """From the root to the deepest candidate that stands, row program_id(0).
 
@@ -110,6 +111,8 @@ def walk_kernel(
         parents_ptr: [n] int32, or None for a chain.
         NODES, PARTS: cover n + 1 and parts.
     """
+    allow_next(PDL)
+    await_previous(PDL)
     b = tl.program_id(0).to(tl.int64)
     node = tl.arange(0, NODES)
     node_in = node <= n

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selfspec_kernels.accept import Accepted, Sampling
 from selfspec_kernels.accept_kernels import choice_kernel, walk_kernel
-from selfspec_kernels.launching import on, options
+from selfspec_kernels.launching import on, options, pdl_of
 from selfspec_kernels.noise import Noise
 
 BLOCK = 4096
@@ -55,9 +55,9 @@ def covering(nodes: int, parts: int) -> dict[str, int]:
     return {"NODES": max(16, triton.next_power_of_2(nodes)), "PARTS": triton.next_power_of_2(parts)}
 
 
-def walk_options(nodes: int) -> dict[str, Any]:
+def walk_options(nodes: int, pdl: bool) -> dict[str, Any]:
     """Warps for a matrix of nodes by nodes."""
-    return options(4 if nodes <= 16 else 8)
+    return options(4 if nodes <= 16 else 8, pdl)
 
 
 def sum_up(logits: Tensor, sampling: Sampling, noise: Noise | None, block: int, choose: bool) -> Parts:
@@ -97,7 +97,8 @@ def _walk(parts: Parts, draft: Tensor, parents: Tensor | None, depth: int) -> Ac
         walk_kernel[(rows,)](
             parts.values, parts.scores, parts.indices, parts.tops, parts.masses, draft, parents,
             out.accepted, out.tokens, out.logprobs, out.columns,
-            candidates, depth, parts.count, draft.stride(0), **sizes, **walk_options(sizes["NODES"]),
+            candidates, depth, parts.count, draft.stride(0),
+            **sizes, **walk_options(sizes["NODES"], pdl_of(draft.device)),
         )  # fmt: skip
     return out
 

@@ -3,14 +3,18 @@
 import triton
 import triton.language as tl
 
+from selfspec_kernels.overlap_kernels import allow_next, await_previous
+
 
 @triton.jit(do_not_specialize=["width", "ends"])
 def commit_kernel(
     sequences_ptr, lengths_ptr, limits_ptr, finished_ptr, counters_ptr, end_tokens_ptr,
     accepted_ptr, tokens_ptr, drafted_ptr, deepest_ptr, row_stride, width, ends,
-    WIDTH: tl.constexpr, ENDS: tl.constexpr,
+    WIDTH: tl.constexpr, ENDS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One row, program_id(0); WIDTH covers its `width` tokens, ENDS the end tokens."""
+    allow_next(PDL)
+    await_previous(PDL)
     b = tl.program_id(0).to(tl.int64)
     if tl.load(finished_ptr + b).to(tl.int32) == 0:
         length = tl.load(lengths_ptr + b)

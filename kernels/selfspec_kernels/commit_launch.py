@@ -6,7 +6,7 @@ from torch import Tensor
 from selfspec_kernels.accept import Accepted
 from selfspec_kernels.commit import RowState
 from selfspec_kernels.commit_kernels import commit_kernel
-from selfspec_kernels.launching import on, options
+from selfspec_kernels.launching import on, options, pdl_of
 
 
 def commit(rows: RowState, verdict: Accepted, drafted: Tensor, deepest: Tensor) -> None:
@@ -19,7 +19,8 @@ def commit(rows: RowState, verdict: Accepted, drafted: Tensor, deepest: Tensor) 
             rows.sequences, rows.lengths, rows.limits, rows.finished, rows.counters, rows.end_tokens,
             verdict.accepted, verdict.tokens, drafted, deepest,
             rows.sequences.stride(0), width, len(rows.end_tokens),
-            **sizes(width, len(rows.end_tokens)), **options(1),
+            **sizes(width, len(rows.end_tokens)),
+            **options(1, pdl_of(rows.sequences.device)),
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from selfspec_kernels.noise_kernels import gumbel, position_key
+from selfspec_kernels.overlap_kernels import allow_next, await_previous, request
 
 
 @triton.jit
@@ -50,7 +51,7 @@ def head_kernel(
     values_ptr, logits_ptr, indices_ptr, tops_ptr, masses_ptr,
     rows, width, N, D, weight_stride, row_stride, column_stride, multiplier, softcap,
     ROWS: tl.constexpr, COUNT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    STAGES: tl.constexpr, PLAIN: tl.constexpr,
+    STAGES: tl.constexpr, AHEAD: tl.constexpr, PLAIN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The best COUNT tokens of a block, and its part of the log-sum-exp.
 
@@ -63,13 +64,18 @@ def head_kernel(
             those of the positions.
         values_ptr, logits_ptr, indices_ptr: [rows, blocks, COUNT] score with noise, score without it, token.
         tops_ptr, masses_ptr: [rows, blocks] maximum m of the scores, sum of exp(score - m).
+        AHEAD: bytes of each weight row that are asked for while the kernel before this one still runs.
     """
+    allow_next(PDL)
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_in = r < rows
     column = tl.arange(0, BLOCK_N)
     n = tl.program_id(1) * BLOCK_N + column
     token_in = n < N
     token = n
+    if shortlist_ptr is None:
+        request(weight_ptr + tl.minimum(n, N - 1).to(tl.int64) * weight_stride, AHEAD, PDL)
+    await_previous(PDL)
     if shortlist_ptr is not None:
         token = tl.load(shortlist_ptr + n, mask=token_in, other=0)
     scores = _logits(
@@ -106,12 +112,14 @@ def head_kernel(
 @triton.jit
 def choose_kernel(
     values_ptr, logits_ptr, indices_ptr, tops_ptr, masses_ptr, tokens_ptr, scores_ptr, logprobs_ptr, blocks,
-    COUNT: tl.constexpr, BLOCKS: tl.constexpr, ENTRIES: tl.constexpr,
+    COUNT: tl.constexpr, BLOCKS: tl.constexpr, ENTRIES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The best COUNT of a row's blocks * COUNT entries, row program_id(0).
 
     BLOCKS covers all blocks; ENTRIES are read at a time, anew for every choice: few, and in the cache.
     """
+    allow_next(PDL)
+    await_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     b = row * blocks + tl.arange(0, BLOCKS)
     block_in = tl.arange(0, BLOCKS) < blocks

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selfspec_kernels.exit_head import Choices, Head
 from selfspec_kernels.exit_head_kernels import choose_kernel, head_kernel
-from selfspec_kernels.launching import interpreted, on, options
+from selfspec_kernels.launching import interpreted, on, options, pdl_of
 from selfspec_kernels.noise import Noise
 from selfspec_kernels.row_norm_launch import normalized
 
@@ -17,6 +17,8 @@ ROWS = 16
 """Rows a program: as few as tensor cores take."""
 ENTRIES = 4096
 """Entries that the last choice reads at a time."""
+AHEAD = 65_536
+"""Bytes of weights that a program asks for while the kernel before it ends."""
 
 
 @dataclass(frozen=True)
@@ -63,28 +65,32 @@ def choose(
     sums = [torch.empty(rows, blocks, dtype=torch.float32, device=device) for _ in range(2)]
     with on(device):
         x = _normalized(hidden, head)
-        fixed = constants(chosen, count) | {"PLAIN": interpreted()} | options(chosen.warps)
+        pdl = pdl_of(device)
+        fixed = constants(chosen, count, inputs * head.weight.itemsize) | {"PLAIN": interpreted()}
         head_kernel[triton.cdiv(rows, ROWS), blocks](
             x, head.weight, head.scale, head.bias, head.shortlist, temperature,
             noise.keys if noise else None, noise.positions if noise else None, *best, *sums,
             rows, width, tokens, inputs, head.weight.stride(0),
-            *(noise.positions.stride() if noise else (0, 0)), head.multiplier, head.softcap, **fixed,
+            *(noise.positions.stride() if noise else (0, 0)), head.multiplier, head.softcap,
+            **fixed, **options(chosen.warps, pdl),
         )  # fmt: skip
         choose_kernel[(rows,)](
             *best, *sums, choices.tokens, choices.scores, choices.logprobs, blocks,
-            COUNT=count, BLOCKS=_power(blocks), ENTRIES=ENTRIES, **options(8),
+            COUNT=count, BLOCKS=_power(blocks), ENTRIES=ENTRIES, **options(8, pdl),
         )  # fmt: skip
     return choices
 
 
-def constants(chosen: Plan, count: int) -> dict[str, Any]:
-    """The head kernel's compile-time arguments, PLAIN left out."""
+def constants(chosen: Plan, count: int, row: int) -> dict[str, Any]:
+    """The head kernel's compile-time arguments, PLAIN and PDL left out; `row`: bytes of a row of weights."""
+    ahead = min(AHEAD // chosen.block_n, 1 << (row.bit_length() - 1))
     return {
         "ROWS": ROWS,
         "COUNT": count,
         "BLOCK_N": chosen.block_n,
         "BLOCK_D": chosen.block_d,
         "STAGES": chosen.stages,
+        "AHEAD": ahead if ahead >= 128 else 0,  # in whole lines of the cache
     }
 
 

@@ -1,6 +1,24 @@
-"""What every launch needs: import this only where triton is installed."""
+"""What every launch needs: import this only where triton is installed.
 
-from contextlib import AbstractContextManager, nullcontext
+Programmatic dependent launch (PDL, from sm_90): a kernel's programs take their places while the kernel before
+it still drains, instead of after it. How a kernel takes part, with `overlap_kernels`:
+
+1. It has a last argument `PDL: tl.constexpr`, and is launched with `**options(warps, pdl_of(device))`, which
+   gives it both that constant and Triton's `launch_pdl`.
+2. Its first line is `allow_next(PDL)`: the next kernel may take places as soon as all programs are running.
+3. Then come addresses, and `request(...)` of what no kernel ever writes: weights. They are only prefetched
+   into L2, which is coherent; nothing is loaded.
+4. `await_previous(PDL)` stands before the first load of anything else, before every store and before every
+   return, in all programs. What kernel N wrote is there for N + 2 only because N + 1 waited before it ended;
+   and a buffer may be taken again by whoever has waited.
+
+A kernel without all this is safe before, between and behind such kernels: it starts when they have ended.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,6 +50,33 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def options(warps: int) -> dict[str, Any]:
-    """How Triton compiles: what is to be a fused multiply-add says so, nothing else becomes one."""
-    return {"num_warps": warps, "enable_fp_fusion": False}
+_overlapping = ContextVar("_overlapping", default=True)
+
+
+def pdl_of(device: torch.device) -> bool:
+    """Whether kernels on a device are launched with PDL: on Hopper and later, outside of `without_pdl`."""
+    return device.type == "cuda" and _overlapping.get() and not interpreted() and _has_pdl(device)
+
+
+@contextmanager
+def without_pdl() -> Iterator[None]:
+    """Launches and captures in here are ordinary ones: how the effect of PDL is measured."""
+    token = _overlapping.set(False)
+    try:
+        yield
+    finally:
+        _overlapping.reset(token)
+
+
+@cache
+def _has_pdl(device: torch.device) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def options(warps: int, pdl: bool | None = None) -> dict[str, Any]:
+    """How Triton compiles: what is to be a fused multiply-add says so, nothing else becomes one.
+
+    `pdl`: as `pdl_of` says; None for a kernel that has no argument PDL.
+    """
+    overlap = {} if pdl is None else {"PDL": pdl, "launch_pdl": pdl}
+    return {"num_warps": warps, "enable_fp_fusion": False, **overlap}

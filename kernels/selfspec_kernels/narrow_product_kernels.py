@@ -14,6 +14,8 @@ rows beside it. Two ways to sum a step of BLOCK_K inputs:
 import triton
 import triton.language as tl
 
+from selfspec_kernels.overlap_kernels import allow_next, await_previous, request
+
 
 @triton.jit
 def _dot(weight, x, total, PLAIN: tl.constexpr):
@@ -118,13 +120,15 @@ def product_kernel(
     x_ptr, weight0_ptr, weight1_ptr, weight2_ptr, bias0_ptr, bias1_ptr, bias2_ptr, residual_ptr, out_ptr,
     rows, K, N0, N1, N2, x_stride, stride0, stride1, stride2, residual_stride, out_stride, multiplier,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr,
-    EVEN_K: tl.constexpr, STAGES: tl.constexpr, PLAIN: tl.constexpr,
+    EVEN_K: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, PLAIN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out [rows, N0 + N1 + N2] = x [rows, K] times up to three matrices, + bias, + residual.
 
     Rows program_id(0), so that the programs that share weights run together; blocks of outputs, matrix after
-    matrix, program_id(1). A matrix that is None has N 0.
+    matrix, program_id(1). A matrix that is None has N 0. AHEAD: bytes of each weight row that are asked for
+    while the kernel before this one still runs.
     """
+    allow_next(PDL)
     block = tl.program_id(1)
     blocks0 = tl.cdiv(N0, BLOCK_N)
     blocks1 = tl.cdiv(N1, BLOCK_N)
@@ -152,6 +156,8 @@ def product_kernel(
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     # Past the last output its own weights are read again: loads need no mask.
     n_in = tl.minimum(n, N - 1).to(tl.int64)
+    request(weight_ptr + n_in * stride, AHEAD, PDL)
+    await_previous(PDL)
     total, _ = _sums(
         x_ptr, weight_ptr, None, r, rows, n_in, K, x_stride, stride, 0, ROWS, BLOCK_N, BLOCK_K, SLICES,
         EVEN_K, STAGES, PLAIN,
@@ -192,12 +198,17 @@ def _activated(x, KIND: tl.constexpr):
 def gated_kernel(
     x_ptr, gate_ptr, up_ptr, out_ptr, rows, K, N, x_stride, gate_stride, up_stride, out_stride,
     KIND: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SLICES: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr, PLAIN: tl.constexpr,
+    SLICES: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
+    PLAIN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out [rows, N] = act(x gate^T) * (x up^T); rows program_id(0), outputs program_id(1)."""
+    allow_next(PDL)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     n_in = tl.minimum(n, N - 1).to(tl.int64)
+    request(gate_ptr + n_in * gate_stride, AHEAD, PDL)
+    request(up_ptr + n_in * up_stride, AHEAD, PDL)
+    await_previous(PDL)
     gate, up = _sums(
         x_ptr, gate_ptr, up_ptr, r, rows, n_in, K, x_stride, gate_stride, up_stride, ROWS, BLOCK_N, BLOCK_K,
         SLICES, EVEN_K, STAGES, PLAIN,

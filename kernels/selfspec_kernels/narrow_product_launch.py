@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from selfspec_kernels.launching import interpreted, on, options, processors
+from selfspec_kernels.launching import interpreted, on, options, pdl_of, processors
 from selfspec_kernels.narrow_product import MOST_ROWS, Activation
 from selfspec_kernels.narrow_product_kernels import gated_kernel, product_kernel
 
@@ -19,8 +19,14 @@ SHARED_MEMORY = 232_448
 """Bytes that a program may have on sm_90; those of a multiprocessor are 1,024 more, and each program
 takes 1,024 of them for itself."""
 MOST_STAGES = 6
-_BUSY = 0.9
-"""A wider block is taken when its programs still keep this part of the multiprocessors busy."""
+AHEAD = 65_536
+"""Bytes of weights that a program asks for while the kernel before it ends: 8 MB of an H100, 3 us of its
+bandwidth, which is what lies between two kernels."""
+_BUSY = 0.45
+"""A wider block is taken when its programs still keep this part of the multiprocessors busy: half of an H100's
+draw nine tenths of its bandwidth, if each has enough bytes under way, and more programs read x more often."""
+_BUSY_GATED = 0.8
+"""The same for 128 outputs of two matrices."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,12 @@ def plan(n: int, k: int, dtype: torch.dtype, processors: int, streams: int = 1) 
     block_n = next((wide for wide in (64, 32) if triton.cdiv(n, wide) >= _BUSY * processors), 16)
     if dtype == torch.float32:
         tile = (block_n, 64 if block_n < 64 else 32, 4, 1)
+    elif streams == 2 and triton.cdiv(n, 128) >= _BUSY_GATED * processors:
+        tile = (128, 128, 8, 1)
     elif block_n == 64:
-        tile = (64, 128 if streams == 1 else 64, 4, 1)
+        # The fewer the programs, the more bytes each must have under way.
+        few = streams == 1 and triton.cdiv(n, 64) < 0.6 * processors
+        tile = (64, 256 if few else 128, 4, 1)
     else:
         tile = (block_n, 256, 4, 4)
     return _filled(Plan(*tile, MOST_STAGES), n, dtype, processors, streams)
@@ -138,8 +148,10 @@ def gated(x: Tensor, gate: Tensor, up: Tensor, activation: Activation, chosen: P
     return out
 
 
-def constants(chosen: Plan, tile: int, k: int) -> dict[str, Any]:
-    """The kernels' compile-time arguments, PLAIN and KIND left out."""
+def constants(chosen: Plan, tile: int, k: int, dtype: torch.dtype, streams: int) -> dict[str, Any]:
+    """The kernels' compile-time arguments, PLAIN, PDL and KIND left out."""
+    row = k * dtype.itemsize
+    ahead = min(AHEAD // (streams * chosen.block_n), 1 << (row.bit_length() - 1))
     return {
         "ROWS": tile,
         "BLOCK_N": chosen.block_n,
@@ -147,6 +159,7 @@ def constants(chosen: Plan, tile: int, k: int) -> dict[str, Any]:
         "SLICES": chosen.slices,
         "EVEN_K": k % chosen.block_k == 0,
         "STAGES": chosen.stages,
+        "AHEAD": ahead if ahead >= 128 else 0,  # in whole lines of the cache
     }
 
 
@@ -162,7 +175,8 @@ def row_tile(m: int, chosen: Plan, dtype: torch.dtype, streams: int) -> int:
 def _fixed(chosen: Plan, tile: int, x: Tensor, streams: int) -> dict[str, Any]:
     room = _shared_memory(x.device.index) if x.is_cuda else SHARED_MEMORY
     chosen = fitted(chosen, tile, x.dtype, streams, room)
-    return constants(chosen, tile, x.shape[1]) | {"PLAIN": interpreted()} | options(chosen.warps)
+    fixed = constants(chosen, tile, x.shape[1], x.dtype, streams) | {"PLAIN": interpreted()}
+    return fixed | options(chosen.warps, pdl_of(x.device))
 
 
 @cache
@@ -172,10 +186,17 @@ def _shared_memory(device: int) -> int:
 
 
 def _filled(chosen: Plan, n: int, dtype: torch.dtype, processors: int, streams: int) -> Plan:
-    """With the most stages at which all programs run at once: they share the memory, so they end together."""
+    """With the most stages at which all programs run at once: they share the memory, so they end together.
+
+    As far as that leaves each program 3 stages: fewer do not keep the memory busy.
+    """
     together = min(4, triton.cdiv(triton.cdiv(n, chosen.block_n), processors))
-    room = (SHARED_MEMORY + 1024) // together - 1024
-    return fitted(chosen, ROW_TILES[0], dtype, streams, room)
+    for programs in range(together, 0, -1):
+        room = (SHARED_MEMORY + 1024) // programs - 1024
+        plan = fitted(chosen, ROW_TILES[0], dtype, streams, room)
+        if plan.stages >= 3:
+            break
+    return plan
 
 
 def bytes_of(chosen: Plan, tile: int, dtype: torch.dtype, streams: int) -> int:

@@ -7,6 +7,8 @@ from the cache line that was just fetched, so that a launch is one memory latenc
 import triton
 import triton.language as tl
 
+from selfspec_kernels.overlap_kernels import allow_next, await_previous
+
 
 @triton.jit
 def _normed(x, scale, weight_ptr, at, inside):
@@ -50,12 +52,13 @@ def rope_store_kernel(
     width, heads, kv_heads, eps,
     qkv_row, qkv_token, cos_row, cos_token, sin_row, sin_token, slots_row,
     keys_row, keys_head, keys_slot, values_row, values_head, values_slot,
-    SIZE: tl.constexpr, TURNING: tl.constexpr, BLOCK: tl.constexpr,
+    SIZE: tl.constexpr, TURNING: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Token program_id(0) of all rows, head program_id(1) of queries, keys and values.
 
     query_ptr: [B, heads, width, SIZE] contiguous. TURNING is R, 0 without rotary embedding.
     """
+    allow_next(PDL)
     b = tl.program_id(0).to(tl.int64) // width
     t = tl.program_id(0).to(tl.int64) % width
     head = tl.program_id(1)
@@ -65,6 +68,7 @@ def rope_store_kernel(
     if cos_ptr is not None:
         cos_ptr += b * cos_row + t * cos_token
         sin_ptr += b * sin_row + t * sin_token
+    await_previous(PDL)
     if head < heads:
         x = _turned(x_ptr, cos_ptr, sin_ptr, query_norm_ptr, d, inside, eps, SIZE, TURNING)
         at = ((b * heads + head) * width + t) * SIZE

@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from selfspec_kernels.launching import on, options
+from selfspec_kernels.launching import on, options, pdl_of
 from selfspec_kernels.rope_store_kernels import rope_store_kernel
 
 WARPS = 1
@@ -35,13 +35,14 @@ def store(
         rope_store_kernel[rows * width, heads + 2 * kv_heads](
             qkv, cos, sin, query_norm, key_norm, slots, query, keys, values, width, heads, kv_heads, eps,
             *qkv.stride()[:2], *_strides(cos), *_strides(sin), slots.stride(0),
-            *keys.stride()[:3], *values.stride()[:3], **constants(size, turning), **options(WARPS),
+            *keys.stride()[:3], *values.stride()[:3], **constants(size, turning),
+            **options(WARPS, pdl_of(qkv.device)),
         )  # fmt: skip
     return query
 
 
 def constants(size: int, turning: int) -> dict[str, Any]:
-    """The kernel's compile-time arguments."""
+    """The kernel's compile-time arguments, PDL left out."""
     return {"SIZE": size, "TURNING": turning, "BLOCK": triton.next_power_of_2(size)}
 
 

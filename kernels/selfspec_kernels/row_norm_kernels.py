@@ -7,18 +7,25 @@ latency long.
 import triton
 import triton.language as tl
 
+from selfspec_kernels.overlap_kernels import allow_next, await_previous, request
+
 
 @triton.jit
 def norm_kernel(
     hidden_ptr, down_ptr, up_ptr, weight_ptr, bias_ptr, out_ptr,
     width, D, rank, row_stride, column_stride, eps,
-    KIND: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    KIND: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out [B * width, D] = norm(hidden + (hidden down^T) up), row program_id(0); KIND None for no norm."""
+    allow_next(PDL)
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     inside = d < D
     dtype = out_ptr.dtype.element_ty
+    if KIND is not None:
+        line = tl.arange(0, 1 if BLOCK_D < 64 else BLOCK_D // 64) * 64
+        request(weight_ptr + tl.minimum(line, D - 1), 128, PDL)
+    await_previous(PDL)
     hidden_ptr += row // width * row_stride + row % width * column_stride
     x = tl.load(hidden_ptr + d, mask=inside, other=0.0).to(tl.float32)
     if down_ptr is not None:

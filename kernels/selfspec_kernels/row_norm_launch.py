@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from selfspec_kernels.launching import on, options
+from selfspec_kernels.launching import on, options, pdl_of
 from selfspec_kernels.row_norm import Norm
 from selfspec_kernels.row_norm_kernels import norm_kernel
 
@@ -25,13 +25,13 @@ def normalized(
         norm_kernel[(batch * width,)](
             hidden, down, up, norm.weight if norm else None, norm.bias if norm else None, out,
             width, inputs, 0 if down is None else len(down), hidden.stride(0), hidden.stride(1),
-            norm.eps if norm else 0.0, **fixed, **options(warps(inputs)),
+            norm.eps if norm else 0.0, **fixed, **options(warps(inputs), pdl_of(hidden.device)),
         )  # fmt: skip
     return out
 
 
 def constants(inputs: int, kind: str | None) -> dict[str, Any]:
-    """The kernel's compile-time arguments: a block of the low-rank map is at most 8,192 elements."""
+    """The kernel's compile-time arguments, PDL left out: a block of the low-rank map is at most 8,192 elements."""
     block = max(16, triton.next_power_of_2(inputs))
     return {"KIND": kind, "BLOCK_D": block, "BLOCK_R": max(1, 8192 // block)}
 

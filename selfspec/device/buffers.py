@@ -100,7 +100,7 @@ class Buffers:
                 getattr(self, name).fill_(value)
 
     def give(self, found: list[list[int]], length: int) -> None:
-        """Hand over found tokens, a list for every row; NOTHING stands where a row has fewer than `length`."""
+        """Hand over found tokens, a list for every row; NOTHING stands where one has fewer than `length`."""
         for row, tokens in enumerate(found):
             line = [*tokens, *[NOTHING] * (length - len(tokens))]
             self._given[row, :length] = torch.tensor(line, dtype=torch.int64)

@@ -1,5 +1,6 @@
 """The loop where rounds run on the device alone: the host plans a round, launches it, and reads what came."""
 
+import math
 import time
 from typing import cast
 
@@ -30,7 +31,8 @@ def speculate_on_device(call: Call, space: Workspace) -> None:
         tokens = commit(call, outcomes)
         seconds = time.perf_counter() - began
         call.stats.round_seconds += seconds
-        call.pacer.observe(step.length, tokens / rows, seconds)
+        # A round that was captured took as long as that did, which tells nothing of those to come.
+        call.pacer.observe(step.length, tokens / rows, seconds if space.steady else math.nan)
     call.rows.sequences = call.rows.sequences.to(call.decoder.device)
 
 

@@ -1,4 +1,4 @@
-"""Rounds as CUDA graphs: captured when a kind of round comes up again, kept while memory allows."""
+"""Rounds as CUDA graphs: captured when a kind of round comes up, kept while memory allows."""
 
 import logging
 import warnings
@@ -24,38 +24,49 @@ class _Captured:
 class Graphs(Generic[Key]):
     """Runs `work(key)`, from a captured graph where there is one.
 
-    The first time a key comes up its work runs as it is: that compiles what it needs, and what comes up once
-    is not worth a graph. The second time it is captured. The least recently used graphs make room for others.
-    Where the device cannot capture, work runs as it is: slower, the same result.
+    The first work of a family runs as it is, which compiles the kernels that all of the family need. The
+    others are captured when they first come up. The least recently used graphs make room for others. Where
+    the device cannot capture, work runs as it is: slower, the same result.
 
     Args:
         work: launches on the current stream, always on the same buffers.
+        family: of a key, all of which need the same kernels.
         device: on any but a CUDA device work runs as it is.
         memory: bytes that graphs may hold together.
     """
 
-    def __init__(self, work: Callable[[Key], None], device: torch.device, memory: int) -> None:
+    def __init__(
+        self,
+        work: Callable[[Key], None],
+        family: Callable[[Key], Hashable],
+        device: torch.device,
+        memory: int,
+    ) -> None:
         self._work = work
+        self._family = family
         self._device = device
         self._memory = memory
         self._captured: OrderedDict[Key, _Captured] = OrderedDict()
-        self._seen: set[Key] = set()
+        self._known: set[Hashable] = set()
+        self._failed: set[Key] = set()
+        self.replayed = False
+        """Whether the last run was that of a graph that had been there before."""
         self._pool: Any = None
+        self._stream: Any = None
         self.refused = ""
         """Why nothing is captured any more."""
 
     def run(self, key: Key) -> None:
         """Launch the work of `key`; returns before it is done."""
-        if self._device.type != "cuda":
-            self._work(key)
-        elif key in self._captured:
+        self.replayed = key in self._captured
+        if self.replayed:
             self._captured.move_to_end(key)
             self._captured[key].graph.replay()
-        elif key not in self._seen or self.refused:
-            self._seen.add(key)
-            self._work(key)
-        else:
+        elif self._device.type == "cuda" and self._family(key) in self._known and not self.refused:
             self._capture(key)
+        else:
+            self._known.add(self._family(key))
+            self._work(key)
 
     @property
     def keys(self) -> list[Key]:
@@ -64,15 +75,12 @@ class Graphs(Generic[Key]):
 
     def _capture(self, key: Key) -> None:
         before = torch.cuda.memory_reserved(self._device)
-        graph = torch.cuda.CUDAGraph()
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         try:
-            # Other threads may go on launching: only this one's stream is captured.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                self._work(key)
-        except (torch.cuda.OutOfMemoryError, RuntimeError) as error:
-            self._refuse(error)
+            graph = self._graph_of(key)
+        except RuntimeError as error:  # out of memory is one
+            if key in self._failed:
+                self._refuse(error)
+            self._failed.add(key)  # once more when it has run as it is: something may not have been compiled
             self._work(key)
             return
         grown = torch.cuda.memory_reserved(self._device) - before
@@ -80,17 +88,32 @@ class Graphs(Generic[Key]):
         graph.replay()
         self._make_room()
 
+    def _graph_of(self, key: Key) -> Any:
+        """The work of `key`, captured on a stream of its own; its memory is shared with the other graphs."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(self._device)
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            # Other threads go on as they like, and a kernel that is new to this one may be loaded.
+            graph.capture_begin(pool=self._pool, capture_error_mode="relaxed")
+            try:
+                self._work(key)
+            finally:
+                graph.capture_end()
+        current.wait_stream(self._stream)
+        return graph
+
     def _make_room(self) -> None:
         while len(self._captured) > 1 and sum(c.bytes for c in self._captured.values()) > self._memory:
             key, _ = self._captured.popitem(last=False)
-            self._seen.discard(key)
             _log.info("graph memory is used up: dropped the round %s", key)
 
     def _refuse(self, error: Exception) -> None:
         """From now on everything runs as it is."""
         self.refused = str(error).splitlines()[0]
         self._captured.clear()
-        torch.cuda.empty_cache()
         warnings.warn(
             f"rounds cannot be captured as CUDA graphs ({self.refused}): they run launch by launch, slower "
             "and with the same text",

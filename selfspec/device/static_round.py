@@ -21,8 +21,8 @@ from selfspec_kernels.commit import commit
 from selfspec_kernels.exit_head import exit_head
 
 _FUSED_ROWS = 4
-"""Up to this many rows of a batch the head's product and the choice are one: beyond, its weights would be read
-again for every 16 tokens."""
+"""Up to this many rows of a batch the head's product and the choice are one: beyond, its weights would be
+read again for every 16 tokens."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Kind:
     length: int
     """K"""
     signature: Signature
+
+    @property
+    def family(self) -> tuple[object, ...]:
+        """Rounds that need the same kernels, whatever their length and exit layer."""
+        return self.length > 0, self.arm and self.arm.low_bit, self.signature
 
 
 class Exit:

@@ -53,7 +53,7 @@ class Workspace:
         draft = None if view is None else lean(view.of(decoder))[0]
         self.shapes = shapes if self.note else LEAN_SHAPES
         self.round = StaticRound(target, draft, self.cache, self.buffers, self.shapes)
-        self.graphs: Graphs[Kind] = Graphs(self.round, decoder.device, memory)
+        self.graphs: Graphs[Kind] = Graphs(self.round, lambda kind: kind.family, decoder.device, memory)
         self._allocate(decoder)
 
     def run(self, kind: Kind) -> list[Outcome]:
@@ -63,6 +63,11 @@ class Workspace:
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
         return self.buffers.outcomes(kind.length)
+
+    @property
+    def steady(self) -> bool:
+        """Whether the last round took as long as others of its kind will."""
+        return self.graphs.replayed or self.buffers.keys.device.type != "cuda" or bool(self.graphs.refused)
 
     @torch.inference_mode()
     def _allocate(self, decoder: LayeredDecoder) -> None:

@@ -3,6 +3,7 @@
 A choice looks only at rounds that are over, so it cannot bias the text in any acceptance mode.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -128,6 +129,8 @@ class Auto:
         if arm is not None:
             self._tokens = 0.9 * self._tokens + 0.1 * tokens
             self._seconds = 0.9 * self._seconds + 0.1 * expected
+        if math.isnan(seconds):
+            return
         ratio = seconds / expected
         before = self._slowness.get(arm, ratio)
         # One round may be slow by accident, so a single one moves the estimate little.

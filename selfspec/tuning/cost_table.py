@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -63,6 +63,11 @@ class CostTable:
         ruled = _ruled(profile, rows, context, longest_context)
         options[profile.setting.exit_layer] += ruled
         return cls(options, max(costs.step_seconds, plain / costs.n_layers))
+
+    def without_rules(self) -> CostTable:
+        """The options whose drafts are as long as they were decided to be."""
+        options = {e: [o for o in own if not o.ruled] for e, own in self.options.items()}
+        return replace(self, options=options)
 
 
 def _outcome(tokens: Sequence[float], k: int) -> tuple[float, float]:

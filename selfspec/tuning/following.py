@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -135,11 +136,12 @@ class Following:
         accepted, rejected = self.stats.accepted - self._seen[0], self.stats.rejected - self._seen[1]
         self._seen = self.stats.accepted, self.stats.rejected
         if self._ran is not None:
-            self.controller.tell_round(self._ran, accepted, rejected, seconds)
+            known = 0.0 if math.isnan(seconds) else seconds
+            self.controller.tell_round(self._ran, accepted, rejected, known)
 
 
 def follow(
-    profile: Profile, rows: Rows, coupled: bool, stats: Stats, plain: Rate
+    profile: Profile, rows: Rows, coupled: bool, stats: Stats, plain: Rate, fixed: bool = False
 ) -> tuple[WatchingExit, Following]:
     """Drafter and pacer of a call under a profile.
 
@@ -147,16 +149,19 @@ def follow(
         coupled: whether other exits may be read: greedy or coupled, where choosing leaves nothing behind.
         stats: of the call: told what was chosen and why.
         plain: speed of rounds without drafts, shared by the calls of one model.
+        fixed: whether rounds run on the device alone: a draft is as long as it was decided to be, and no
+            other exit is read on the way.
     """
     setting, n_rows = profile.setting, len(rows.active)
     context = max(rows.cached) + rows.max_new_tokens / 2
     costs = CostTable.of(profile, n_rows, context, max(rows.cached) + rows.max_new_tokens)
+    costs = costs.without_rules() if fixed else costs
     options = costs.options[setting.exit_layer]
     tuned = (setting.draft_length, setting.rule is not None and setting.draft_length > 0)
     first = next((o for o in options if (o.draft_length, o.ruled) == tuned), None)
     # Where the limits forbid it here, the controller chooses before the first round.
     own = first or Option(setting.exit_layer, setting.draft_length, seconds=1.0, tokens=1.0, rejected=0.0)
-    controller = Controller(costs, profile.acceptance, own, may_watch=coupled)
+    controller = Controller(costs, profile.acceptance, own, may_watch=coupled and not fixed)
     drafter = WatchingExit(setting.exit_layer)
     stats.strategy, stats.choice = "early_exit", f"profile {profile}; then as acceptance asks for"
     outside = _outside(profile, n_rows, context)

@@ -39,6 +39,9 @@ def checked(kernel, types, constants, options, integers):
     types = types | dict.fromkeys(integers.split(), "i32")
     types = {name: types[name] for name in kernel.arg_names if name in types}
     for capability in (80, 90):
+        if "PDL" in options:  # which there is from Hopper on
+            options = options | {"PDL": capability >= 90, "launch_pdl": capability >= 90}
+            constants = constants | {"PDL": capability >= 90}
         check_resources(compile_kernel(kernel, types, constants, capability, options), capability)
 
 
@@ -65,7 +68,7 @@ def test_every_walk_fits_the_gpu_and_spills_nothing(name):
         walk_kernel,
         types,
         {"NODES": nodes, "PARTS": parts},
-        walk_options(nodes),
+        walk_options(nodes, True),
         "n depth parts draft_stride",
     )
 
@@ -93,4 +96,4 @@ def test_committing_fits_the_gpu_and_spills_nothing():
 
     pointers = [name for name in commit_kernel.arg_names if name.endswith("_ptr")]
     types = dict.fromkeys(pointers, "*i64") | {"finished_ptr": "*i1"}
-    checked(commit_kernel, types, sizes(64, 4), options(1), "row_stride width ends")
+    checked(commit_kernel, types, sizes(64, 4), options(1, True), "row_stride width ends")

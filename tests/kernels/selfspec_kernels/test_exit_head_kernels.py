@@ -45,8 +45,9 @@ def compiled(dtype, weight, count, more, capability):
     types |= {"indices_ptr": "*i32"}
     types |= dict.fromkeys(("rows", "width", "N", "D", "weight_stride", "row_stride", "column_stride"), "i32")
     types = {name: types[name] for name in head_kernel.arg_names if name in types}
-    fixed = constants(chosen, count) | {"PLAIN": False}
-    found = compile_kernel(head_kernel, types, fixed, capability, options(chosen.warps))
+    pdl = capability >= 90
+    fixed = constants(chosen, count, 4096 * weight.itemsize) | {"PLAIN": False, "PDL": pdl}
+    found = compile_kernel(head_kernel, types, fixed, capability, options(chosen.warps, pdl))
     check_resources(found, capability)
     return found
 
@@ -82,7 +83,7 @@ def test_the_last_choice_fits_the_gpu_and_spills_nothing(blocks, count):
     )
     types |= {"indices_ptr": "*i32", "tokens_ptr": "*i64", "blocks": "i32"}
     types = {name: types[name] for name in choose_kernel.arg_names if name in types}
-    fixed = {"COUNT": count, "BLOCKS": blocks, "ENTRIES": ENTRIES}
-    for capability in (80, 90):
-        found = compile_kernel(choose_kernel, types, fixed, capability, options(8))
+    for capability, pdl in ((80, False), (90, True)):
+        fixed = {"COUNT": count, "BLOCKS": blocks, "ENTRIES": ENTRIES, "PDL": pdl}
+        found = compile_kernel(choose_kernel, types, fixed, capability, options(8, pdl))
         check_resources(found, capability)

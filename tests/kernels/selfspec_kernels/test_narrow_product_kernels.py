@@ -35,9 +35,11 @@ def compiled(chosen, dtype, streams, rows, capability, k=4096, more=(), activati
     kernel = product_kernel if streams == 1 else gated_kernel
     types = dict.fromkeys(("x_ptr", "weight0_ptr", "gate_ptr", "up_ptr", "out_ptr", *more), TYPES[dtype])
     types |= dict.fromkeys(SIZES, "i32") | {"multiplier": "fp32"}
-    fixed = constants(chosen, tile, k) | {"PLAIN": False} | ({"KIND": activation} if streams == 2 else {})
+    fixed = constants(chosen, tile, k, dtype, streams) | {"PLAIN": False}
+    fixed |= {"KIND": activation} if streams == 2 else {}
+    overlap = options(chosen.warps, capability >= 90)
     types = {name: types[name] for name in kernel.arg_names if name in types}
-    found = compile_kernel(kernel, types, fixed, capability, options(chosen.warps))
+    found = compile_kernel(kernel, types, fixed | {"PDL": overlap["PDL"]}, capability, overlap)
     check_resources(found, capability)
     return found
 

@@ -41,7 +41,9 @@ def compiled(dtype, angles, size, turning, normed, capability):
     cache = [f"{name}_{axis}" for name, axis in product(("keys", "values"), ("row", "head", "slot"))]
     types |= dict.fromkeys(("width", "heads", "kv_heads", *strides, *cache), "i32")
     types = {name: types[name] for name in rope_store_kernel.arg_names if name in types}
-    found = compile_kernel(rope_store_kernel, types, constants(size, turning), capability, options(WARPS))
+    pdl = capability >= 90
+    fixed = constants(size, turning) | {"PDL": pdl}
+    found = compile_kernel(rope_store_kernel, types, fixed, capability, options(WARPS, pdl))
     check_resources(found, capability)
     return found
 

@@ -32,6 +32,7 @@ def test_every_norm_fits_the_gpu_and_spills_nothing(inputs, kind, rank):
     types |= dict.fromkeys(("width", "D", "rank", "row_stride", "column_stride"), "i32")
     types = {name: types[name] for name in norm_kernel.arg_names if name in types}
     for capability in (80, 90):
-        fixed = constants(inputs, kind)
-        found = compile_kernel(norm_kernel, types, fixed, capability, options(warps(inputs)))
+        pdl = capability >= 90
+        fixed = constants(inputs, kind) | {"PDL": pdl}
+        found = compile_kernel(norm_kernel, types, fixed, capability, options(warps(inputs), pdl))
         check_resources(found, capability)
