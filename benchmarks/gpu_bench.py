@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from gpu_page import in_words, page
-from gpu_timing import copy_speed, launch_seconds
+from gpu_timing import copy_speed, launch_seconds, read_speed
 
 from selfspec.benchmarking.environment import hardware, versions
 from selfspec.files import write_whole
@@ -69,6 +69,16 @@ class Bench:
     def copy_speed(self) -> float:
         """Bytes a second, read and written, of a copy on this device, measured in this run."""
         return copy_speed(self.device, self.quick)
+
+    @cached_property
+    def read_speed(self) -> float:
+        """Bytes a second of a reduction on this device, measured in this run."""
+        return read_speed(self.device, self.quick)
+
+    @property
+    def speed(self) -> float:
+        """The faster of the two: what every floor is held against."""
+        return max(self.copy_speed, self.read_speed)
 
     @cached_property
     def launch_seconds(self) -> float:

@@ -19,8 +19,12 @@ from selfspec.benchmarking.statistics import distinct_ngrams, paired_ratios, spr
 from selfspec.cli.loading import Loaded
 
 WARM_UP = 4
-"""Calls of the engine before those that count: it compiles, captures, and looks around; others have one."""
+"""Calls of the engine before those that count: it compiles, captures, and looks around; others have a short
+one."""
 PROMPTS = 4
+OWN_PROMPTS = 2
+"""For the model's own loops, whose calls take seconds."""
+_SHORT = 8
 
 
 def run(bench: Bench) -> None:
@@ -97,10 +101,12 @@ class Measured:
         before = self._memory(start=True)
         settings = fitting(contender.speculation, self.model)
         bound = bind(self.model, replace(contender, speculation=settings))
-        warm_up = 1 if contender.speculation is None else WARM_UP
-        for number in range(self.bench.pick(warm_up, 1)):
-            run_once(bound, contender, batches[number % len(batches)], workload, pad)
-        repeats = 2 if len(batches) == 1 else 1
+        own = contender.speculation is None
+        brief = replace(workload, new_tokens=min(workload.new_tokens, _SHORT)) if own else workload
+        for number in range(self.bench.pick(1 if own else WARM_UP, 1)):
+            run_once(bound, contender, batches[number % len(batches)], brief, pad)
+        batches = batches[:OWN_PROMPTS] if own else batches
+        repeats = 2 if len(batches) == 1 and not own else 1
         self.calls[contender.name] = [
             run_once(bound, contender, batch, workload, pad) for batch in batches for _ in range(repeats)
         ]
@@ -122,7 +128,9 @@ class Measured:
     def _ratio(self, base: str, seconds: Sequence[float]) -> float | None:
         if base not in self.calls:
             return None
-        return spread(paired_ratios([call.seconds for call in self.calls[base]], seconds)).median
+        others = [call.seconds for call in self.calls[base]]
+        together = min(len(others), len(seconds))  # both began with the same prompts
+        return spread(paired_ratios(others[:together], seconds[:together])).median
 
     def _judge(self, contender: Contender, texts: list[Text]) -> tuple[str, bool]:
         """What the text was compared with, and whether a speed is refused for what came out."""
@@ -131,14 +139,17 @@ class Measured:
         base = self.calls.get(name)
         if base is None or contender.name == GENERATE:
             return "", False
+        references = texts_of(base)
+        texts = texts[: len(references)]
+        references = references[: len(texts)]
         if name == AR:
-            exact = compare_exactly(texts, texts_of(base))
+            exact = compare_exactly(texts, references)
             if not exact.different or self.case.temperature is not None:
                 return f"{exact} as AR", bool(exact.different)
         if self.case.temperature is not None:
             return "own draws", False
         asked = [tuple(prompt) for prompt in self._prompts(len(texts))]
-        verdict = Referee(self.model, asked, texts_of(base), sample=1).judge(texts)
+        verdict = Referee(self.model, asked, references, sample=1).judge(texts)
         return f"{verdict} as {name}", bool(verdict.different)
 
     def _prompts(self, count: int) -> list[list[int]]:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 ABOUT = {
-    "bandwidth": "What this card can do: every floor below is bytes over the speed of the copy.",
+    "bandwidth": "What this card can do: every floor below is bytes over the faster of copy and read.",
     "kernels": (
         "Every kernel against its plain-PyTorch reference, outputs poisoned with NaN; then its time, as "
         "replays of a CUDA graph that goes through more inputs than the L2 cache holds, over its floor: the "
-        "bytes that must be read and written / speed of the copy. Targets: exit_head and accept at most 1.25 "
-        "times the floor; verify_attention at least 0.8 of the copy's speed at 16k."
+        "bytes that must be read and written / the faster of copy and read. Targets: exit_head and accept "
+        "at most 1.25 times the floor; verify_attention at least 0.8 of the copy's speed at 16k."
     ),
     "sweep": "How each product is cut into programs: the best plan found beside the default.",
     "passes": (

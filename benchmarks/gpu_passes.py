@@ -80,7 +80,7 @@ class Passes:
     def _low_bit(self, view: list[LowBitView], layers: int) -> Row:
         if not view:
             raise NotHereError("its view could not be made")
-        floor = (view_bytes(self._decoder, layers) + self._cached(layers)) / self._bench.copy_speed
+        floor = (view_bytes(self._decoder, layers) + self._cached(layers)) / self._bench.speed
         decoder = view[0].of(self._decoder)
         seconds = captured_pass_seconds(decoder, layers, 1, 1, self._context, floor)
         return self._of_a_step(layers, seconds, floor, low_bit=True)
@@ -89,7 +89,7 @@ class Passes:
         depth = self._decoder.n_layers
         step = self._seconds(depth, 1, self._floor(depth, 1))
         row = {
-            "MB": floor * self._bench.copy_speed / 1e6,
+            "MB": floor * self._bench.speed / 1e6,
             "µs": 1e6 * seconds,
             "over floor": seconds / floor,
             "of a full step": seconds / step,
@@ -121,10 +121,10 @@ class Passes:
         return reached(row, "of bytes/bandwidth", 0.8, most=False)
 
     def _floor(self, layers: int, width: int) -> float:
-        """Seconds of what a pass reads at the speed of a copy: weights of layers and head, keys, values."""
+        """Seconds that a pass takes to read weights of layers and head, keys and values at full speed."""
         layer = sum(p.nbytes for p in self._model.model.layers[0].parameters())
         weights = layers * layer + self._model.lm_head.weight.nbytes
-        return (weights + self._cached(layers)) / self._bench.copy_speed
+        return (weights + self._cached(layers)) / self._bench.speed
 
     def _cached(self, layers: int) -> int:
         config = self._model.config

@@ -56,7 +56,7 @@ def best_plan(bench: Bench, label: str, make: Callable[[], Candidates]) -> Row:
         raise NotHereError("plans are Triton's")
     sets = [tried.inputs() for _ in range(n_sets(bench, tried.nbytes))]
     broken = compiled(tried, sets[0], bench.device)
-    floor = tried.nbytes / bench.copy_speed
+    floor = tried.nbytes / bench.speed
     count = max(len(sets), min(50, int(_WORK / floor)))
     seconds: dict[Any, float] = {}
     for plan in tried.plans:

@@ -85,7 +85,7 @@ def timed_row(
     if bench.compiling:
         run(sets[0])
         return dict.fromkeys(("over floor", "µs", "over floor and launches"), 1.0)
-    floor = nbytes / bench.copy_speed
+    floor = nbytes / bench.speed
     count = max(len(sets), min(_MOST_CALLS, math.ceil(_WORK / max(floor, 2e-6))))
     count = bench.pick(count, len(sets))
     seconds = time_graph([partial(run, sets[i % len(sets)]) for i in range(count)], bench.device)
@@ -108,6 +108,12 @@ def copy_speed(device: torch.device, quick: bool = False) -> float:
     source = random_bytes(1 << (20 if quick else 31), device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / time_graph([lambda: target.copy_(source)], device)
+
+
+def read_speed(device: torch.device, quick: bool = False) -> float:
+    """Bytes per second of a reduction over 2 GiB, which writes next to nothing."""
+    numbers = random_bytes(1 << (20 if quick else 31), device).view(torch.int32)
+    return numbers.nbytes / time_graph([lambda: numbers.max()], device)
 
 
 def launch_seconds(device: torch.device, quick: bool = False) -> float:

@@ -48,7 +48,9 @@ def table(results: Results) -> str:
 
 def verdicts(results: Results) -> list[str]:
     """Targets reached and missed."""
-    found = ((case, _ratio(results[case], AUTO), target) for case, target in TARGETS.items() if case in results)
+    found = (
+        (case, _ratio(results[case], AUTO), target) for case, target in TARGETS.items() if case in results
+    )
     return [
         f"- {case}: {AUTO} {ratio:.2f}, target {target:g}: {'reached' if ratio >= target else 'MISSED'}"
         for case, ratio, target in found
