@@ -45,12 +45,13 @@ class Section:
 
 SECTIONS = (
     Section("bandwidth", 20),
+    Section("overlap", 30),
+    Section("endtoend", 150),
+    Section("passes", 60),
     Section("kernels", 120),
     Section("sweep", 60, default=False),
-    Section("text", 60),
-    Section("passes", 60),
     Section("gap", 40),
-    Section("endtoend", 150),
+    Section("text", 60),
 )
 
 

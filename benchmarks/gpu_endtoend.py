@@ -18,11 +18,11 @@ from selfspec.benchmarking.measure import Call, Workload, batches_of, run_once
 from selfspec.benchmarking.statistics import distinct_ngrams, paired_ratios, spread
 from selfspec.cli.loading import Loaded
 
-WARM_UP = 4
+WARM_UP = 3
 """Calls of the engine before those that count: it compiles, captures, and looks around; others have a short
 one."""
-PROMPTS = 4
-OWN_PROMPTS = 2
+PROMPTS = 3
+OWN_PROMPTS = 1
 """For the model's own loops, whose calls take seconds."""
 _SHORT = 8
 

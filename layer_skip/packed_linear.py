@@ -5,10 +5,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layer_skip.rounding import Rounded, round_weights
-from selfspec_kernels.low_bit_product import low_bit_product, pack_levels, pack_scales
+from selfspec_kernels.low_bit_product import (
+    TILE_INPUTS,
+    TILE_OUTPUTS,
+    low_bit_product,
+    pack_levels,
+    pack_scales,
+)
 
-_ROW_MULTIPLE = 16
-"""PyTorch's packed products take outputs in multiples of this."""
+_ROW_MULTIPLE = TILE_OUTPUTS
+"""PyTorch's packed products take outputs in multiples of 16 too."""
 _COLUMN_MULTIPLE = 16
 """Inputs of the 8-bit product come in multiples of this: in bf16 and fp16 it reads past the end of others."""
 _LEAST_SCALE = 1e-10
@@ -97,6 +103,6 @@ def packed_bytes(weight: Tensor, bits: int, group: int) -> int:
     if bits == 8:
         return height * (width + element_size)
     groups = width // group
-    if weight.is_cuda:  # two groups share their bytes
-        return height * (-(-groups // 2) * group + groups * 2 * element_size)
+    if weight.is_cuda:
+        return height * (-(-width // TILE_INPUTS) * TILE_INPUTS // 2 + groups * 2 * element_size)
     return height * groups * (group // 2 + 2 * element_size)

@@ -14,6 +14,8 @@ from layer_skip.span import Span
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest difference of logits, relative to the largest logit: rounding is far below, a lost part above."""
+_QUANTISED_TOLERANCE = 1e-1
+"""The same where weights are quantised: their products may round what goes in to 8 bits as well."""
 _PREFIXES, _WIDTH = (7, 3), 4
 """Tokens of each row in the first pass, and of all rows in the second."""
 _SPARE_SLOTS = 5
@@ -43,7 +45,7 @@ def check_decoder(model: Any, decoder: LayeredDecoder) -> float:
         error = _compare(model, decoder)
         if is_guessed(decoder.family):
             error = _worse(error, _compare_short_windows(model, decoder))
-        tolerance = _TOLERANCE.get(decoder.dtype, 1e-1)
+        tolerance = _tolerance(decoder)
         if not error <= tolerance:
             raise UnsupportedModelError(_why(model, decoder, error, tolerance))
     except (RuntimeError, TypeError, IndexError, KeyError, AttributeError) as failure:
@@ -59,6 +61,8 @@ def check_decoder(model: Any, decoder: LayeredDecoder) -> float:
 def _check_config(model: Any, decoder: LayeredDecoder) -> None:
     """Refuse layers and embeddings that were removed, repeated or added behind the config's back."""
     name, config, slots = type(model).__name__, model.config, decoder.cache_slots
+    if decoder.device.type == "meta":
+        raise UnsupportedModelError(f"the weights of {name} are on the meta device: load them, then wrap it")
     if decoder.n_layers != config.num_hidden_layers:
         raise UnsupportedModelError(
             f"{name} has {decoder.n_layers} layers, its config says num_hidden_layers="
@@ -80,7 +84,7 @@ def _check_config(model: Any, decoder: LayeredDecoder) -> None:
 def _why(model: Any, decoder: LayeredDecoder, error: float, tolerance: float) -> str:
     name, family = type(model).__name__, decoder.family.model_type
     for parameter, weight in model.named_parameters():
-        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+        if weight.is_floating_point() and not _is_finite(weight):
             return f"the weights of {name} are not finite: {parameter} holds NaN or infinity"
     if not _is_causal(model, decoder):
         return f"{name} is not causal: a later token changes the logits of an earlier one"
@@ -90,12 +94,36 @@ def _why(model: Any, decoder: LayeredDecoder, error: float, tolerance: float) ->
     )
 
 
+def _tolerance(decoder: LayeredDecoder) -> float:
+    plain = _TOLERANCE.get(decoder.dtype, 1e-1)
+    return max(plain, _QUANTISED_TOLERANCE) if any(map(_is_quantised, decoder.products())) else plain
+
+
+def _is_quantised(module: torch.nn.Module) -> bool:
+    """Whether a module keeps a matrix in whole numbers, in 8 bits, or in a form of a library's own."""
+    tensors = (*module._parameters.values(), *module._buffers.values())
+    return any(
+        type(tensor) not in (torch.nn.Parameter, Tensor)
+        or tensor.itemsize == 1
+        or not tensor.is_floating_point()
+        for tensor in tensors
+        if tensor is not None and tensor.dim() > 1 and tensor.dtype != torch.bool
+    )
+
+
+def _is_finite(weight: Tensor) -> bool:
+    try:
+        return bool(weight.isfinite().all())
+    except RuntimeError:  # torchao's weights know few operations; what they hold is finite by making
+        return True
+
+
 def _is_causal(model: Any, decoder: LayeredDecoder) -> bool:
     tokens = _tokens(decoder, (1, 8))
     other = tokens.clone()
     other[:, -1] = (tokens[:, -1] + 1) % decoder.vocab_size
     first, second = (model(input_ids=ids, use_cache=False).logits[:, :-1].float() for ids in (tokens, other))
-    scale = float(first.abs().max()) * _TOLERANCE.get(decoder.dtype, 1e-1)
+    scale = float(first.abs().max()) * _tolerance(decoder)
     return bool((first - second).abs().max() <= scale)
 
 

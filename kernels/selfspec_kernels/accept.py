@@ -2,8 +2,9 @@
 
 Two launches and no temporary as large as the logits: `choice_kernel` takes the target's own choice at every
 position, in parts of the vocabulary; `walk_kernel`, one program a row, adds the parts up and walks down the
-candidates. With filters the first launch also finds each position's threshold, by bisection over the bits of
-a score; that reads the position's logits again and again, and a whole position is one program.
+candidates. With filters `group_kernel`, in parts, and `filter_kernel`, one program a position, make the
+choice: still two launches where nothing was drafted, three with the walk. Where more than about a thousand
+tokens may pass, as with a large nucleus and no top-k, one program reads a position's logits many times.
 
 How the engine calls it: `verify` hands over the logits [B, m, V] as the head gave them. The processors'
 temperature and filters become `Sampling`, `Mode.accept` one call: `accept` (noise for coupled mode, None for

@@ -8,76 +8,49 @@ import triton.language as tl
 
 from selfspec_kernels.noise_kernels import gumbel, position_key
 from selfspec_kernels.overlap_kernels import allow_next, await_previous
-from selfspec_kernels.score_kernels import highest_of, kept, scores_of, threshold_of
+from selfspec_kernels.score_kernels import scores_of
 
 
 @triton.jit(do_not_specialize=["m"])
 def choice_kernel(
-    logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, keys_ptr, positions_ptr,
-    values_ptr, scores_ptr, indices_ptr, tops_ptr, masses_ptr, thresholds_ptr,
-    m, V, part, row_stride, column_stride, position_row_stride, position_column_stride,
-    FILTERS: tl.constexpr, BLOCK: tl.constexpr,
+    logits_ptr, temperature_ptr, keys_ptr, positions_ptr,
+    values_ptr, scores_ptr, indices_ptr, tops_ptr, masses_ptr,
+    m, V, row_stride, column_stride, position_row_stride, position_column_stride, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The best token of a part of the vocabulary, and that part's log-sum-exp.
 
-    Position program_id(0) of [B, m]; tokens [i * part, (i + 1) * part) for i = program_id(1), all of them
-    where there are filters.
+    Position program_id(0) of [B, m], part program_id(1), BLOCK tokens each. Filters: see `filter_kernels`.
 
     Args:
         keys_ptr, positions_ptr: noise, see `noise.Noise`; None for none.
-        values_ptr, scores_ptr, indices_ptr: [B, m, parts] of the best token: processed score with noise, and
-            without, token; None where no choice is needed.
-        tops_ptr, masses_ptr: [B, m, parts] maximum t of the processed scores, sum of exp(score - t).
-        thresholds_ptr: [B, m] int32, with FILTERS: tokens in order above it are kept (min-p aside).
+        values_ptr, scores_ptr, indices_ptr: [B, m, parts] of the best token: score with noise, and without,
+            token; None where no choice is needed.
+        tops_ptr, masses_ptr: [B, m, parts] maximum t of the scores, sum of exp(score - t).
     """
     row = tl.program_id(0)
     b = row // m
     logits_ptr += b.to(tl.int64) * row_stride + (row % m).to(tl.int64) * column_stride
     if temperature_ptr is not None:
         temperature_ptr += b
-    if FILTERS:
-        highest = highest_of(logits_ptr, V, temperature_ptr, BLOCK)
-        threshold = threshold_of(logits_ptr, V, temperature_ptr, highest, top_k_ptr, top_p_ptr, b, BLOCK)
-        tl.store(thresholds_ptr + row, threshold)
-        min_p = 0.0
-        if min_p_ptr is not None:
-            min_p = tl.load(min_p_ptr + b)
-    if keys_ptr is not None:
-        position = tl.load(positions_ptr + b * position_row_stride + row % m * position_column_stride)
-        key = position_key(tl.load(keys_ptr + b), position)
-    best = tl.full((), float("-inf"), tl.float32)
-    best_score = tl.full((), float("-inf"), tl.float32)
-    index = tl.program_id(1) * part
-    top = tl.full((), float("-inf"), tl.float32)
-    mass = tl.zeros((), tl.float32)
-    last = tl.minimum(index + part, V)
-    for first in range(tl.program_id(1) * part, last, BLOCK):
-        column = tl.arange(0, BLOCK)
-        n = first + column
-        score = scores_of(logits_ptr, n, n < last, temperature_ptr)
-        if FILTERS:
-            # A NaN stays: it is never chosen, but shows in the sum of exponentials.
-            score = tl.where(kept(score, threshold, highest, min_p) | (score != score), score, float("-inf"))
-        here = tl.maximum(top, tl.max(score, axis=0))
-        base = tl.where(here == float("-inf"), 0.0, here)
-        mass = mass * tl.exp(top - base) + tl.sum(tl.exp(score - base), axis=0)
-        top = here
-        if values_ptr is not None:
-            noisy = tl.where(score == score, score, float("-inf"))
-            if keys_ptr is not None:
-                noisy += gumbel(key, n)
-            value, at = tl.max(noisy, axis=0, return_indices=True, return_indices_tie_break_left=True)
-            better = value > best
-            best = tl.where(better, value, best)
-            best_score = tl.where(better, tl.sum(tl.where(column == at, score, 0.0), axis=0), best_score)
-            index = tl.where(better, first + at, index)
+    column = tl.arange(0, BLOCK)
+    n = tl.program_id(1) * BLOCK + column
+    score = scores_of(logits_ptr, n, n < V, temperature_ptr)
+    top = tl.max(score, axis=0)
+    base = tl.where(top == float("-inf"), 0.0, top)
+    mass = tl.sum(tl.exp(score - base), axis=0)
     out = row.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     tl.store(tops_ptr + out, top)
     tl.store(masses_ptr + out, mass)
     if values_ptr is not None:
-        tl.store(values_ptr + out, best)
-        tl.store(scores_ptr + out, best_score)
-        tl.store(indices_ptr + out, index)
+        # A NaN is never chosen, but shows in the sum of exponentials.
+        noisy = tl.where(score == score, score, float("-inf"))
+        if keys_ptr is not None:
+            position = tl.load(positions_ptr + b * position_row_stride + row % m * position_column_stride)
+            noisy += gumbel(position_key(tl.load(keys_ptr + b), position), n)
+        value, at = tl.max(noisy, axis=0, return_indices=True, return_indices_tie_break_left=True)
+        tl.store(values_ptr + out, value)
+        tl.store(scores_ptr + out, tl.sum(tl.where(column == at, score, 0.0), axis=0))
+        tl.store(indices_ptr + out, tl.program_id(1) * BLOCK + at)
 
 
 @triton.jit

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from selfspec_kernels.accept import Accepted, Sampling
 from selfspec_kernels.accept_kernels import choice_kernel, walk_kernel
+from selfspec_kernels.filter_launch import CUT, Cut, filtered
 from selfspec_kernels.launching import on, options, pdl_of
 from selfspec_kernels.noise import Noise
 
-BLOCK = 4096
-"""Tokens at a time; without filters, those of a program."""
-WARPS = 16
+BLOCK = 2048
+"""Tokens of a program."""
+WARPS = 8
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,6 @@ class Parts:
     indices: Tensor | None = None
     tops: Tensor | None = None
     masses: Tensor | None = None
-    thresholds: Tensor | None = None
     count: int = 1
 
 
@@ -38,10 +38,17 @@ def accept(
     parents: Tensor | None,
     depth: int,
     block: int = BLOCK,
+    cut: Cut = CUT,
 ) -> Accepted:
     """`accept` for checked inputs."""
     with on(logits.device):
-        return _walk(sum_up(logits, sampling, noise, block, choose=True), draft, parents, depth)
+        if not sampling.filters:
+            parts = sum_up(logits, sampling.temperature, noise, block, choose=True)
+            return _walk(parts, draft, parents, depth)
+        found = filtered(logits, sampling, noise, True, cut)
+        if found.verdict is not None:
+            return found.verdict
+        return _walk(Parts(scores=found.logprobs, indices=found.choices), draft, parents, depth)
 
 
 def walk(choices: Tensor, logprobs: Tensor, draft: Tensor, parents: Tensor | None, depth: int) -> Accepted:
@@ -60,10 +67,12 @@ def walk_options(nodes: int, pdl: bool) -> dict[str, Any]:
     return options(4 if nodes <= 16 else 8, pdl)
 
 
-def sum_up(logits: Tensor, sampling: Sampling, noise: Noise | None, block: int, choose: bool) -> Parts:
+def sum_up(
+    logits: Tensor, temperature: Tensor | None, noise: Noise | None, block: int, choose: bool
+) -> Parts:
     """What `choice_kernel` leaves of logits [B, m, V]; without `choose`, no choices."""
     rows, nodes, vocabulary = logits.shape
-    count = 1 if sampling.filters else triton.cdiv(vocabulary, block)
+    count = triton.cdiv(vocabulary, block)
 
     def part(dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(rows, nodes, count, dtype=dtype, device=logits.device)
@@ -74,17 +83,14 @@ def sum_up(logits: Tensor, sampling: Sampling, noise: Noise | None, block: int, 
         indices=part(torch.int32) if choose else None,
         tops=part(),
         masses=part(),
-        thresholds=part(torch.int32) if sampling.filters else None,
         count=count,
     )
     if rows:
         choice_kernel[rows * nodes, count](
-            logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
-            noise.keys if noise else None, noise.positions if noise else None,
-            parts.values, parts.scores, parts.indices, parts.tops, parts.masses, parts.thresholds,
-            nodes, vocabulary, vocabulary if sampling.filters else block, *logits.stride()[:2],
-            *(noise.positions.stride() if noise else (0, 0)),
-            FILTERS=sampling.filters, BLOCK=block, **options(WARPS),
+            logits, temperature, noise.keys if noise else None, noise.positions if noise else None,
+            parts.values, parts.scores, parts.indices, parts.tops, parts.masses,
+            nodes, vocabulary, *logits.stride()[:2], *(noise.positions.stride() if noise else (0, 0)),
+            BLOCK=block, **options(WARPS),
         )  # fmt: skip
     return parts
 

@@ -1,19 +1,18 @@
 """The Triton kernels behind `accept` where there are filters: import this only where triton is installed.
 
-A token passes top-k only if it is at least the k-th largest of the highest scores of groups of tokens, and the
-nucleus likewise by their mass: so a position's few candidates are found among the groups' highest scores, and
-only the groups that hold one are read again. Where more tokens pass than `MOST`, thresholds are bisected over
-the whole vocabulary, by one program a position. Nothing is atomic: equal inputs give equal bits.
+A position's few candidates are found among the highest scores of groups of tokens; only the groups that hold
+one are read again, and noise is made for candidates alone. Where these are more than MOST, thresholds are
+bisected over the whole vocabulary, by one program a position.
+
+Nothing is atomic: equal inputs give equal bits.
 """
 
 import triton
 import triton.language as tl
 
+from selfspec_kernels.candidate_kernels import NOTHING, bound_of, list_candidates, list_groups, lowest_kept
 from selfspec_kernels.noise_kernels import gumbel, position_key
-from selfspec_kernels.score_kernels import LOWEST, kept, order, scores_of, threshold_of
-
-NOTHING = tl.constexpr(-2139095041)
-"""The order of -inf."""
+from selfspec_kernels.score_kernels import kept, order, scores_of, threshold_of
 
 
 @triton.jit(do_not_specialize=["m"])
@@ -51,111 +50,120 @@ def group_kernel(
 
 
 @triton.jit
-def bound_of(highs_ptr, group, group_in, top, k, need, FEW: tl.constexpr):
-    """An order such that the highest scores above it number k, or weigh `need` where k is 0.
-
-    Not the largest such order: FEW groups, or a fourth more than there must be, are near enough. The order of
-    -inf where all highest scores are too few.
-    """
-    high = tl.load(highs_ptr + group, mask=group_in, other=float("-inf"))
-    ordered = tl.where(group_in, order(high), LOWEST)
-    weight = tl.where(k > 0, 1.0, tl.exp(high - top))
-    need = tl.where(k > 0, k.to(tl.float32), need)
-    finite = ordered > NOTHING
-    low = tl.min(tl.where(finite, ordered, 2147483647), axis=0) - 1
-    low = tl.maximum(low, NOTHING)
-    up = tl.max(ordered, axis=0)
-    count = tl.sum(finite.to(tl.int32), axis=0)
-    count_up = tl.zeros((), tl.int32)
-    if tl.sum(tl.where(finite, weight, 0.0), axis=0) >= need:
-        while (count > FEW) & (4 * (count - count_up) > count_up) & (up.to(tl.int64) - low > 1):
-            middle = ((low.to(tl.int64) + up) >> 1).to(tl.int32)
-            above = ordered > middle
-            enough = tl.sum(tl.where(above, weight, 0.0), axis=0) >= need
-            here = tl.sum(above.to(tl.int32), axis=0)
-            low = tl.where(enough, middle, low)
-            count = tl.where(enough, here, count)
-            up = tl.where(enough, up, middle)
-            count_up = tl.where(enough, count_up, here)
-    else:
-        low = tl.full((), NOTHING, tl.int32)
-    return low
-
-
-@triton.jit
-def list_groups(highs_ptr, found_ptr, group, group_in, bound, MOST: tl.constexpr):
-    """Writes down the groups with a score above the bound, ascending, up to MOST; returns how many there are."""
-    high = tl.load(highs_ptr + group, mask=group_in, other=float("-inf"))
-    above = ((order(high) > bound) & group_in).to(tl.int32)
-    at = tl.cumsum(above, axis=0) - 1
-    tl.store(found_ptr + at, group, mask=(above > 0) & (at < MOST))
-    tl.debug_barrier()
-    return tl.sum(above, axis=0)
-
-
-@triton.jit
-def list_candidates(
-    row_ptr, V, temperature_ptr, found_ptr, tokens_ptr, scores_ptr, count, bound,
-    GROUP: tl.constexpr, TOGETHER: tl.constexpr, MOST: tl.constexpr,
+def better_of(
+    score, n, key, best, best_score, index, NOISY: tl.constexpr, SIZE: tl.constexpr
 ):  # fmt: skip
-    """Writes down tokens above the bound and their scores, ascending, up to MOST; returns how many there are."""
-    total = tl.zeros((), tl.int32)
-    for first in range(0, count, TOGETHER):
-        g = first + tl.arange(0, TOGETHER)
-        found = tl.load(found_ptr + g, mask=g < count, other=0)
-        n = found[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-        inside = (g < count)[:, None] & (n < V)
-        n = tl.reshape(n, (TOGETHER * GROUP,))
-        inside = tl.reshape(inside, (TOGETHER * GROUP,))
-        score = scores_of(row_ptr, n, inside, temperature_ptr)
-        above = ((order(score) > bound) & inside).to(tl.int32)
-        at = total + tl.cumsum(above, axis=0) - 1
-        fits = (above > 0) & (at < MOST)
-        tl.store(tokens_ptr + at, n, mask=fits)
-        tl.store(scores_ptr + at, score, mask=fits)
-        total += tl.sum(above, axis=0)
-    tl.debug_barrier()
-    return total
+    """The best so far, its score without noise and its token, after scores [SIZE] of tokens n."""
+    noisy = tl.where(score == score, score, float("-inf"))
+    if NOISY:
+        noisy += gumbel(key, n)
+    value, at = tl.max(noisy, axis=0, return_indices=True, return_indices_tie_break_left=True)
+    hit = tl.arange(0, SIZE) == at
+    better = value > best
+    best_score = tl.where(better, tl.sum(tl.where(hit, score, 0.0), axis=0), best_score)
+    index = tl.where(better, tl.sum(tl.where(hit, n, 0), axis=0), index)
+    return tl.where(better, value, best), best_score, index
 
 
-@triton.jit
-def above_each(scores_ptr, count, score, top, CHUNK: tl.constexpr):
-    """For scores [CHUNK]: how many candidates are above each, and the sum of exp(score - top) of those."""
-    rank = tl.zeros((CHUNK,), tl.int32)
-    mass = tl.zeros((CHUNK,), tl.float32)
-    for first in range(0, count, CHUNK):
-        j = first + tl.arange(0, CHUNK)
-        other = tl.load(scores_ptr + j, mask=j < count, other=float("-inf"))
-        above = other[None, :] > score[:, None]
-        rank += tl.sum(above.to(tl.int32), axis=1)
-        mass += tl.sum(tl.where(above, tl.exp(other - top)[None, :], 0.0), axis=1)
-    return rank, mass
+@triton.jit(do_not_specialize=["m"])
+def filter_kernel(
+    logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, keys_ptr, positions_ptr,
+    highs_ptr, tops_ptr, masses_ptr, found_ptr, candidates_ptr, scores_ptr,
+    choices_ptr, logprobs_ptr, accepted_ptr, columns_ptr, thresholds_ptr, kept_tops_ptr, kept_masses_ptr,
+    m, V, groups, parts, row_stride, column_stride, position_row_stride, position_column_stride,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr,
+    TOGETHER: tl.constexpr, CHUNK: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What passes the filters, and the best token of it: position program_id(0) of [B, m].
 
-
-@triton.jit
-def lowest_kept(scores_ptr, count, top, k, p, mass, CHUNK: tl.constexpr):
-    """The lowest candidate that passes top-k, then top-p; k and p are 0 and 1 where they set no limit.
-
-    Above every candidate stands no score that is none, so counts and masses of candidates are the vocabulary's.
+    Args:
+        keys_ptr, positions_ptr: noise, see `noise.Noise`; None for none.
+        highs_ptr, tops_ptr, masses_ptr: as `group_kernel` left them.
+        found_ptr, candidates_ptr, scores_ptr: room [B, m, MOST] for groups, tokens and their scores.
+        choices_ptr, logprobs_ptr: [B, m] int64 and fp32; None where no choice is needed.
+        accepted_ptr, columns_ptr: [B] and [B, 1], which are zero where nothing was drafted; None elsewhere.
+        thresholds_ptr: [B, m] int32: tokens in order above it are kept (min-p aside).
+        kept_tops_ptr, kept_masses_ptr: [B, m] maximum t, and sum of exp(score - t) of what is kept.
     """
-    least = tl.full((), float("-inf"), tl.float32)
-    if k > 0:
-        least = tl.full((), float("inf"), tl.float32)
-        mass = tl.zeros((), tl.float32)
-        for first in range(0, count, CHUNK):
+    row = tl.program_id(0)
+    b = row // m
+    logits_ptr += b.to(tl.int64) * row_stride + (row % m).to(tl.int64) * column_stride
+    if temperature_ptr is not None:
+        temperature_ptr += b
+    room = row.to(tl.int64) * MOST
+    found_ptr += room
+    candidates_ptr += room
+    scores_ptr += room
+    k = tl.zeros((), tl.int32)
+    if top_k_ptr is not None:
+        k = tl.load(top_k_ptr + b)
+        k = tl.where((k > 0) & (k < V), k, 0)
+    p = tl.full((), 1.0, tl.float32)
+    if top_p_ptr is not None:
+        p = tl.load(top_p_ptr + b)
+    min_p = tl.zeros((), tl.float32)
+    if min_p_ptr is not None:
+        min_p = tl.load(min_p_ptr + b)
+    key = tl.zeros((), tl.uint64)
+    if keys_ptr is not None:
+        position = tl.load(positions_ptr + b * position_row_stride + row % m * position_column_stride)
+        key = position_key(tl.load(keys_ptr + b), position)
+
+    part = tl.arange(0, PARTS)
+    at = row.to(tl.int64) * parts + part
+    tops = tl.load(tops_ptr + at, mask=part < parts, other=float("-inf"))
+    top = tl.max(tops, axis=0)
+    base = tl.where(top == float("-inf"), 0.0, top)
+    every = tl.sum(tl.load(masses_ptr + at, mask=part < parts, other=0.0) * tl.exp(tops - base), axis=0)
+
+    highs_ptr += row.to(tl.int64) * groups
+    group = tl.arange(0, GROUPS)
+    group_in = group < groups
+    # A little more than p: sums in another order differ.
+    bound = bound_of(highs_ptr, group, group_in, base, k, tl.where(p < 1.0, p * 1.00001, 2.0) * every, FEW)
+    if (k == 0) & (p >= 1.0):
+        bound = tl.maximum(NOTHING, order(base + tl.log(min_p) - 1e-3 - 1e-5 * tl.abs(base)))
+    total = list_groups(highs_ptr, found_ptr, group, group_in, bound, MOST)
+    if total <= MOST:
+        total = list_candidates(
+            logits_ptr, V, temperature_ptr, found_ptr, candidates_ptr, scores_ptr, total, bound,
+            GROUP, TOGETHER, MOST,
+        )  # fmt: skip
+
+    best = tl.full((), float("-inf"), tl.float32)
+    best_score = tl.full((), float("-inf"), tl.float32)
+    index = tl.zeros((), tl.int32)
+    mass = every * 0.0  # a NaN that was nowhere kept shows
+    if total <= MOST:
+        threshold = order(lowest_kept(scores_ptr, total, base, k, p, every, CHUNK)) - 1
+        for first in range(0, total, CHUNK):
             i = first + tl.arange(0, CHUNK)
-            score = tl.load(scores_ptr + i, mask=i < count, other=float("-inf"))
-            rank, _ = above_each(scores_ptr, count, score, top, CHUNK)
-            stays = (rank < k) & (i < count)
-            least = tl.minimum(least, tl.min(tl.where(stays, score, float("inf")), axis=0))
-            mass += tl.sum(tl.where(stays, tl.exp(score - top), 0.0), axis=0)
-    if p < 1.0:
-        within = least
-        least = tl.full((), float("inf"), tl.float32)
-        for first in range(0, count, CHUNK):
-            i = first + tl.arange(0, CHUNK)
-            score = tl.load(scores_ptr + i, mask=i < count, other=float("-inf"))
-            rank, above = above_each(scores_ptr, count, score, top, CHUNK)
-            stays = ((above < p * mass) | (rank == 0)) & (score >= within) & (i < count)
-            least = tl.minimum(least, tl.min(tl.where(stays, score, float("inf")), axis=0))
-    return least
+            score = tl.load(scores_ptr + i, mask=i < total, other=float("-inf"))
+            score = tl.where(kept(score, threshold, base, min_p), score, float("-inf"))
+            mass += tl.sum(tl.exp(score - base), axis=0)
+            if choices_ptr is not None:
+                n = tl.load(candidates_ptr + i, mask=i < total, other=0)
+                best, best_score, index = better_of(
+                    score, n, key, best, best_score, index, keys_ptr is not None, CHUNK
+                )
+    else:
+        threshold = threshold_of(logits_ptr, V, temperature_ptr, base, k, p, every, BLOCK)
+        for first in range(0, V, BLOCK):
+            n = first + tl.arange(0, BLOCK)
+            score = scores_of(logits_ptr, n, n < V, temperature_ptr)
+            score = tl.where(kept(score, threshold, base, min_p), score, float("-inf"))
+            mass += tl.sum(tl.exp(score - base), axis=0)
+            if choices_ptr is not None:
+                best, best_score, index = better_of(
+                    score, n, key, best, best_score, index, keys_ptr is not None, BLOCK
+                )
+    if choices_ptr is not None:
+        tl.store(choices_ptr + row, index.to(tl.int64))
+        tl.store(logprobs_ptr + row, best_score - top - tl.log(mass))
+    if accepted_ptr is not None:
+        tl.store(accepted_ptr + row, tl.zeros((), tl.int64))
+        tl.store(columns_ptr + row, tl.zeros((), tl.int64))
+    if thresholds_ptr is not None:
+        tl.store(thresholds_ptr + row, threshold)
+        tl.store(kept_tops_ptr + row, top)
+        tl.store(kept_masses_ptr + row, mass)

@@ -1,137 +1,126 @@
-"""What the low-bit kernels for 16-bit x share: levels from bytes, and the sum over a run of inputs.
+"""The sum that the low-bit kernels for 16-bit x share: import this only where triton is installed.
 
-Import this only where triton is installed.
+Each warp sums its own tiles (`low_bit_tile_kernels`) of the same outputs; the sums meet at the end. A warp
+has the next AHEAD tiles under way, in registers: at K = 4,096 often all that it has. Weights depend on no
+kernel of a step, so the first of them are loaded before the kernel before this one has ended.
 """
 
 import triton
 import triton.language as tl
 
-# Four bytes in a register: prmt spreads two of them over 16-bit lanes, a mask keeps a nibble of each lane,
-# the or makes it B + q. The ones are made here too: x is copied ahead only when both of its products read it
-# in one layout, and Triton chooses that by the width in which the other operand was loaded.
-BF16_LEVELS = tl.constexpr("""{
-.reg .b32 a, b;
-prmt.b32 a, $6, 0, 0x4140;
-prmt.b32 b, $6, 0, 0x4342;
-lop3.b32 $0, a, 0x000F000F, 0x43004300, 0xEA;
-lop3.b32 $1, b, 0x000F000F, 0x43004300, 0xEA;
-shr.b32 a, a, 4;
-shr.b32 b, b, 4;
-lop3.b32 $2, a, 0x000F000F, 0x43004300, 0xEA;
-lop3.b32 $3, b, 0x000F000F, 0x43004300, 0xEA;
-mov.b32 $4, 0x3F803F80;
-mov.b32 $5, 0x3F803F80;
-}""")
-# fp16 has more mantissa: the nibble goes four bits up, which keeps B at 64 and the sums with it small.
-FP16_LEVELS = tl.constexpr("""{
-.reg .b32 a, b;
-prmt.b32 a, $6, 0, 0x4140;
-prmt.b32 b, $6, 0, 0x4342;
-lop3.b32 $2, a, 0x00F000F0, 0x54005400, 0xEA;
-lop3.b32 $3, b, 0x00F000F0, 0x54005400, 0xEA;
-shl.b32 a, a, 4;
-shl.b32 b, b, 4;
-lop3.b32 $0, a, 0x00F000F0, 0x54005400, 0xEA;
-lop3.b32 $1, b, 0x00F000F0, 0x54005400, 0xEA;
-mov.b32 $4, 0x3C003C00;
-mov.b32 $5, 0x3C003C00;
-}""")
-BF16_BASE = tl.constexpr(128.0)
-FP16_BASE = tl.constexpr(64.0)
+from selfspec_kernels.low_bit_tile_kernels import add_tiles
 
 
 @triton.jit
-def _levels(bytes, BASE: tl.constexpr, PLAIN: tl.constexpr):
-    """BASE + low nibbles, BASE + high nibbles, ones: in bf16 or fp16 (fp32 where PLAIN)."""
-    if PLAIN:
-        low = (bytes & 15).to(tl.float32) + BASE
-        high = (bytes >> 4).to(tl.float32) + BASE
-        return low, high, tl.full(bytes.shape, 1.0, tl.float32)
-    elif BASE == BF16_BASE:
-        return tl.inline_asm_elementwise(
-            BF16_LEVELS, "=r,=r,=r,=r,=r,=r,r", [bytes], (tl.bfloat16, tl.bfloat16, tl.bfloat16), True, 4
-        )
+def rows_of_words(TILES: tl.constexpr, SLICES: tl.constexpr):
+    """Which of a program's rows of tiles each word of a load belongs to."""
+    return tl.arange(0, TILES * SLICES * 128)[None, :] // (128 * SLICES)
+
+
+@triton.jit
+def outputs_of_pairs(TILES: tl.constexpr, SLICES: tl.constexpr):
+    """Which of a program's outputs each scale and offset of a load belongs to."""
+    # Three shapes for three loads: loads of one shape get one layout, even where a layout each is better.
+    at = tl.arange(0, 2 * TILES * SLICES * 32)[None, None, :]
+    return at // (32 * SLICES) % TILES * 16 + at // (32 * SLICES * TILES) * 8 + at % 32 // 4
+
+
+@triton.jit
+def _load_tiles(
+    word_ptrs, pair_ptrs, apart, first, K,
+    GROUP: tl.constexpr, TILES: tl.constexpr, SLICES: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Levels of a tile of each slice, from tile `first`, scales of its first half and of its second one."""
+    if EVEN:
+        low = tl.load(pair_ptrs)
+        high = low
+        if GROUP == 32:
+            high = tl.load(pair_ptrs + apart)
+        return tl.load(word_ptrs), low, high
     else:
-        return tl.inline_asm_elementwise(
-            FP16_LEVELS, "=r,=r,=r,=r,=r,=r,r", [bytes], (tl.float16, tl.float16, tl.float16), True, 4
-        )
+        # Beyond the last tile there is the last one again, with scales of 0.
+        last = tl.cdiv(K, 64) - 1
+        slice = tl.arange(0, TILES * SLICES * 128)[None, :] // 128 % SLICES
+        words = tl.load(word_ptrs - tl.maximum(first + slice - last, 0) * 128)
+        slice = tl.arange(0, 2 * TILES * SLICES * 32)[None, None, :] // 32 % SLICES
+        low = tl.load(pair_ptrs, mask=(first + slice) * 64 < K, other=0)
+        high = low
+        if GROUP == 32:
+            high = tl.load(pair_ptrs + apart, mask=(first + slice) * 64 + 32 < K, other=0)
+        return words, low, high
 
 
 @triton.jit
-def _scale_and_offset(pair, BASE: tl.constexpr):
-    """The two halves of a 32-bit word in fp32."""
-    if BASE == BF16_BASE:
-        scale = (pair << 16).to(tl.float32, bitcast=True)
-        offset = (pair & -65536).to(tl.float32, bitcast=True)
+def _load_inputs(x_ptrs, first, K, BLOCK_M: tl.constexpr, SLICES: tl.constexpr, EVEN: tl.constexpr):
+    """The first 32 inputs of a tile of each slice, and the other 32."""
+    if EVEN:
+        return tl.load(x_ptrs), tl.load(x_ptrs + 32)
     else:
-        scale = (pair & 65535).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-        offset = (pair >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    return scale, offset
+        beyond = (first + tl.arange(0, BLOCK_M * SLICES * 32) // 256 % SLICES) * 64 + 32 - K
+        low = tl.load(x_ptrs - tl.maximum(beyond, 0))
+        return low, tl.load(x_ptrs + 32 - tl.maximum(beyond + 32, 0))
 
 
 @triton.jit
-def _add_dot(total, levels, ones, x, pair, BASE: tl.constexpr, PLAIN: tl.constexpr):
-    if PLAIN:
-        x = x.to(tl.float32)  # the interpreter's product of bf16 matrices is garbage
-    scale, offset = _scale_and_offset(pair, BASE)
-    offset = tl.fma(scale, -(BASE + 8.0), offset)
-    total = tl.fma(scale[:, :, None], tl.dot(levels, x), total)
-    return tl.fma(offset[:, :, None], tl.dot(ones, x), total)
+def first_tiles(
+    word_ptrs, pair_ptrs, apart, K,
+    GROUP: tl.constexpr, TILES: tl.constexpr, SLICES: tl.constexpr, AHEAD: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """What `dot_total` begins with; reads nothing but weights."""
+    at = tl.arange(0, TILES * SLICES * 128)[None, :]
+    word_ptrs += at % (128 * SLICES)
+    slice = tl.arange(0, 2 * TILES * SLICES * 32)[None, None, :] // 32 % SLICES
+    pair_ptrs += (slice * 64 // GROUP).to(tl.int64) * apart
+    tiles = ()
+    for i in tl.static_range(AHEAD):
+        tile = _load_tiles(word_ptrs, pair_ptrs, apart, i * SLICES, K, GROUP, TILES, SLICES, EVEN)
+        # Unrolled while Triton compiles: a tuple that grows, and a starred one is no Triton.
+        tiles = tiles + (tile,)  # type: ignore[assignment]  # noqa: RUF005
+        word_ptrs += SLICES * 128
+        pair_ptrs += SLICES * 64 // GROUP * apart
+    return tiles, word_ptrs, pair_ptrs
 
 
 @triton.jit
 def dot_total(
-    x_ptr, packed_ptrs, pairs_ptrs, groups_apart, r, m, K, row_bytes, steps, first,
-    GROUP: tl.constexpr, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-    SLICES: tl.constexpr, STAGES: tl.constexpr, BASE: tl.constexpr, PLAIN: tl.constexpr,
+    started, x_ptr, apart, first_row, m, K,
+    GROUP: tl.constexpr, TILES: tl.constexpr, BLOCK_M: tl.constexpr, SLICES: tl.constexpr,
+    AHEAD: tl.constexpr, EVEN: tl.constexpr, BASE: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """[SLICES, BLOCK_N, BLOCK_M] in fp32: the slices' shares of BLOCK_N outputs for rows r of x [m, K].
+    """[TILES * 16 outputs, BLOCK_M] in fp32 for rows from first_row of x [m, K].
 
-    A chunk is CHUNK bytes of an output, that is CHUNK inputs of an even group and as many of the odd one
-    after it. SLICES must equal the number of warps: Triton gives each warp of a batched product its own
-    slices.
+    SLICES must equal the number of warps: Triton gives each warp of a batched product its own slices. From 2
+    on, so that a step of them is a whole number of groups.
 
     Args:
-        packed_ptrs: [BLOCK_N], where the levels of each output begin.
-        pairs_ptrs: [BLOCK_N], its first group's scale and offset as one int32.
-        groups_apart: pairs from one group to the next, a number or [1, BLOCK_N].
-        steps: of SLICES chunks each, from chunk `first`.
+        started: of `first_tiles`.
+        apart: scales from one group to the next, a number or one for each scale.
     """
-    CHUNKS: tl.constexpr = GROUP // CHUNK
-    j = tl.arange(0, CHUNK)
-    groups = K // GROUP
-    chunks = row_bytes // CHUNK
-    chunk = first + tl.arange(0, SLICES)
-    group = chunk // CHUNKS * 2
-    packed_ptrs = packed_ptrs[None, :, None] + j[None, None, :]
-    x_ptrs = x_ptr + r[None, None, :] * K + j[None, :, None]
-    row_in = (r < m)[None, None, :]
-    pair_ptrs = pairs_ptrs[None, :] + group[:, None].to(tl.int64) * groups_apart
-    even = tl.load(pair_ptrs, mask=(group < groups)[:, None], other=0)
-    odd = tl.load(pair_ptrs + groups_apart, mask=(group + 1 < groups)[:, None], other=0)
-    total = tl.zeros((SLICES, BLOCK_N, BLOCK_M), tl.float32)
-    for _ in tl.range(0, steps, num_stages=STAGES):
-        column = group * GROUP + chunk % CHUNKS * CHUNK
-        bytes = tl.load(
-            packed_ptrs + chunk[:, None, None] * CHUNK, mask=(chunk < chunks)[:, None, None], other=0
-        )
-        x_even = tl.load(
-            x_ptrs + column[:, None, None], mask=row_in & (group < groups)[:, None, None], other=0.0
-        )
-        x_odd = tl.load(
-            x_ptrs + column[:, None, None] + GROUP,
-            mask=row_in & (group + 1 < groups)[:, None, None],
-            other=0.0,
-        )
-        # Triton copies ahead only what a product reads. Scales are fetched one step early by hand.
-        chunk += SLICES
-        group = chunk // CHUNKS * 2
-        pair_ptrs = pairs_ptrs[None, :] + group[:, None].to(tl.int64) * groups_apart
-        next_even = tl.load(pair_ptrs, mask=(group < groups)[:, None], other=0)
-        next_odd = tl.load(pair_ptrs + groups_apart, mask=(group + 1 < groups)[:, None], other=0)
-        low, high, ones = _levels(bytes, BASE, PLAIN)
-        total = _add_dot(total, low, ones, x_even, even, BASE, PLAIN)
-        total = _add_dot(total, high, ones, x_odd, odd, BASE, PLAIN)
-        even = next_even
-        odd = next_odd
-    return total
+    tiles, word_ptrs, pair_ptrs = started
+    at = tl.arange(0, BLOCK_M * SLICES * 32)
+    # Rows beyond the last are the last one again: nobody reads what becomes of them.
+    r = tl.minimum(at // (256 * SLICES) * 8 + at % 256 // 32, m - 1 - first_row)
+    at = r * K + at // 256 % SLICES * 64 + at % 32
+    x_ptrs = x_ptr + first_row * K + tl.multiple_of(tl.max_contiguous(at, 32), 8)
+    total = tl.zeros((TILES * SLICES, 16, BLOCK_M), tl.float32)
+    first = 0
+    for _ in tl.range(0, tl.cdiv(tl.cdiv(K, 64), SLICES * AHEAD) - 1, num_stages=1):
+        after = ()
+        for i in tl.static_range(AHEAD):
+            tile = _load_tiles(
+                word_ptrs + i * SLICES * 128, pair_ptrs + i * (SLICES * 64 // GROUP) * apart, apart,
+                first + (AHEAD + i) * SLICES, K, GROUP, TILES, SLICES, EVEN,
+            )  # fmt: skip
+            after = after + (tile,)  # type: ignore[assignment]  # noqa: RUF005
+            x = _load_inputs(x_ptrs + i * SLICES * 64, first + i * SLICES, K, BLOCK_M, SLICES, EVEN)
+            total = add_tiles(total, tiles[i], x, GROUP, TILES, SLICES, BLOCK_M, BASE, PLAIN)
+        tiles = after
+        first += AHEAD * SLICES
+        word_ptrs += AHEAD * SLICES * 128
+        pair_ptrs += AHEAD * (SLICES * 64 // GROUP) * apart
+        x_ptrs += AHEAD * SLICES * 64
+    for i in tl.static_range(AHEAD):
+        x = _load_inputs(x_ptrs + i * SLICES * 64, first + i * SLICES, K, BLOCK_M, SLICES, EVEN)
+        total = add_tiles(total, tiles[i], x, GROUP, TILES, SLICES, BLOCK_M, BASE, PLAIN)
+    total = tl.sum(tl.reshape(total, (TILES, SLICES, 16, BLOCK_M)), axis=1)
+    return tl.reshape(total, (TILES * 16, BLOCK_M))

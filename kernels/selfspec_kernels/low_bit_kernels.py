@@ -1,25 +1,12 @@
-"""The Triton kernels behind `low_bit_product`: import this only where triton is installed.
-
-Two kernels read the same storage:
-
-- `dot_kernel`, for 16-bit x. Each warp takes its own slice of the inputs for the same 32 outputs (a batch
-  dimension of `tl.dot`), so that 4,096 outputs already give 1,024 warps. A nibble becomes a float by or-ing
-  it into the mantissa of a power of two B: the product is with B + q, and B + 8 goes off again with the
-  offset, as (offset - (B + 8) scale) * sum(x). The sum of x comes from the same tensor-core instruction with
-  ones for weights, which lands where it is needed. Counted in machine code for sm_90, instructions a weight:
-  up to 8 rows 3.8 (groups of 32) or 3.0 (64 and 128), up to 16 rows 5.1 or 4.1; an H200 can issue between 4
-  and 5 in the time that it reads a weight.
-- `sum_kernel`, multiply and add, for fp32 x, where tensor cores would round. Even for one row of 16-bit x it
-  issues twice as many instructions as `dot_kernel`, so it is not chosen there.
+"""The Triton kernels behind `low_bit_product` for fp32 x, where tensor cores would round: multiply and add.
 
 Few outputs leave multiprocessors idle: then the inputs are split over programs too, their sums are stored in
-fp32 and `add_kernel` adds them in a fixed order. Nothing is atomic: equal inputs give equal bits.
+fp32 and `add_kernel` adds them in a fixed order. Nothing is atomic: equal inputs give equal bits. Import this
+only where triton is installed.
 """
 
 import triton
 import triton.language as tl
-
-from selfspec_kernels.low_bit_dot_kernels import dot_total
 
 
 @triton.jit
@@ -31,33 +18,12 @@ def _store(out_ptr, bias_ptr, total, n, r, m, N):
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=(r < m)[:, None] & (n < N)[None, :])
 
 
-@triton.jit(do_not_specialize=["m"])
-def dot_kernel(
-    x_ptr, packed_ptr, pairs_ptr, bias_ptr, out_ptr, m, N, K, row_bytes,
-    GROUP: tl.constexpr, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-    SLICES: tl.constexpr, STAGES: tl.constexpr, BASE: tl.constexpr, PLAIN: tl.constexpr,
-):  # fmt: skip
-    """Outputs program_id(0), split program_id(1), rows program_id(2).
-
-    pairs_ptr: scale and offset as one int32. SLICES must equal the number of warps, see `dot_total`.
-    """
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    n_in = tl.minimum(n, N - 1)
-    r = tl.program_id(2).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    steps = tl.cdiv(row_bytes // CHUNK, SLICES * tl.num_programs(1))
-    total = dot_total(
-        x_ptr, packed_ptr + n_in.to(tl.int64) * row_bytes, pairs_ptr + n_in, N, r, m, K, row_bytes,
-        steps, tl.program_id(1) * steps * SLICES, GROUP, CHUNK, BLOCK_N, BLOCK_M, SLICES, STAGES, BASE, PLAIN,
-    )  # fmt: skip
-    _store(out_ptr, bias_ptr, tl.trans(tl.sum(total, axis=0)), n, r, m, N)
-
-
 @triton.jit
-def _add_product(total, level_bits, x, scales_ptrs, inside, BASE: tl.constexpr):
+def _add_product(total, level_bits, x, scales_ptrs, inside):
     scale = tl.load(scales_ptrs, mask=inside, other=0.0).to(tl.float32)
     offset = tl.load(scales_ptrs + 1, mask=inside, other=0.0).to(tl.float32)
-    offset = tl.fma(scale, -(BASE + 8.0), offset)
-    # A nibble at bit 16 of a float that starts at 128 counts in ones.
+    offset = tl.fma(scale, -136.0, offset)
+    # A nibble at bit 16 of a float that starts at 128 counts in ones; 8 of them are the offset.
     level = ((level_bits & 0xF0000) | 0x43000000).to(tl.float32, bitcast=True)
     weight = tl.fma(scale[:, :, None], level, offset[:, :, None])
     return tl.fma(x.to(tl.float32)[:, None, :, :], weight[None, :, :, :], total)
@@ -65,40 +31,42 @@ def _add_product(total, level_bits, x, scales_ptrs, inside, BASE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["m"])
 def sum_kernel(
-    x_ptr, packed_ptr, scales_ptr, bias_ptr, out_ptr, m, N, K, row_bytes,
-    GROUP: tl.constexpr, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-    SLICES: tl.constexpr, STAGES: tl.constexpr, BASE: tl.constexpr, PLAIN: tl.constexpr,
+    x_ptr, packed_ptr, scales_ptr, bias_ptr, out_ptr, m, N, K,
+    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    SLICES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """As `dot_kernel`, with scales_ptr in x's dtype and any number of warps; PLAIN has no meaning here."""
-    CHUNKS: tl.constexpr = GROUP // CHUNK
+    """Outputs program_id(0), split program_id(1), rows program_id(2).
+
+    An output has 32 bytes of a tile of `pack_levels`: levels of its first 32 inputs, and of the others above.
+    """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_in = tl.minimum(n, N - 1)
     r = tl.program_id(2).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = tl.arange(0, CHUNK)
-    groups = K // GROUP
-    chunks = row_bytes // CHUNK
-    steps = tl.cdiv(chunks, SLICES * tl.num_programs(1))
-    chunk = tl.program_id(1) * steps * SLICES + tl.arange(0, SLICES)
-    packed_ptrs = packed_ptr + n_in.to(tl.int64)[:, None, None] * row_bytes + j[None, None, :]
+    j = tl.arange(0, 32)
+    tiles = tl.cdiv(K, 64)
+    steps = tl.cdiv(tiles, SLICES * tl.num_programs(1))
+    tile = tl.program_id(1) * steps * SLICES + tl.arange(0, SLICES)
+    row = (n_in // 16).to(tl.int64) * (tiles * 512) + n_in % 8 * 64 + n_in % 16 // 8 * 8
+    byte = j // 8 * 16 + j % 4 // 2 * 4 + j % 2 * 2 + j % 8 // 4
+    packed_ptrs = packed_ptr + row[:, None, None] + byte[None, None, :]
     x_ptrs = x_ptr + r[:, None, None] * K + j[None, None, :]
     row_in = (r < m)[:, None, None]
-    total = tl.zeros((BLOCK_M, BLOCK_N, SLICES, CHUNK), tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_N, SLICES, 32), tl.float32)
     for _ in tl.range(0, steps, num_stages=STAGES):
-        group = chunk // CHUNKS * 2
-        even_in = group < groups
-        odd_in = group + 1 < groups
-        column = group * GROUP + chunk % CHUNKS * CHUNK
-        bytes = tl.load(
-            packed_ptrs + chunk[None, :, None] * CHUNK, mask=(chunk < chunks)[None, :, None], other=0
-        ).to(tl.int32)
-        x_even = tl.load(x_ptrs + column[None, :, None], mask=row_in & even_in[None, :, None], other=0.0)
-        x_odd = tl.load(
-            x_ptrs + column[None, :, None] + GROUP, mask=row_in & odd_in[None, :, None], other=0.0
-        )
-        scales_ptrs = scales_ptr + (group[None, :].to(tl.int64) * N + n_in[:, None]) * 2
-        total = _add_product(total, bytes << 16, x_even, scales_ptrs, even_in[None, :], BASE)
-        total = _add_product(total, bytes << 12, x_odd, scales_ptrs + 2 * N, odd_in[None, :], BASE)
-        chunk += SLICES
+        low_in = tile * 64 < K
+        high_in = tile * 64 + 32 < K
+        tile_ptrs = packed_ptrs + tile[None, :, None] * 512
+        levels = tl.load(tile_ptrs, mask=low_in[None, :, None], other=0).to(tl.int32)
+        column = tile[None, :, None] * 64
+        x_low = tl.load(x_ptrs + column, mask=row_in & low_in[None, :, None], other=0.0)
+        x_high = tl.load(x_ptrs + column + 32, mask=row_in & high_in[None, :, None], other=0.0)
+        group = (tile * 64 // GROUP)[None, :].to(tl.int64)
+        scales_ptrs = scales_ptr + (group * N + n_in[:, None]) * 2
+        total = _add_product(total, levels << 16, x_low, scales_ptrs, low_in[None, :])
+        if GROUP == 32:
+            scales_ptrs += 2 * N
+        total = _add_product(total, levels << 12, x_high, scales_ptrs, high_in[None, :])
+        tile += SLICES
     _store(out_ptr, bias_ptr, tl.sum(tl.sum(total, axis=3), axis=2), n, r, m, N)
 
 

@@ -6,11 +6,9 @@ so scales never meet single weights.
 
 Storage, for N outputs, K inputs, groups of g:
 
-- levels, uint8 [N, ceil(K / 2g) * g]: g bytes hold two groups, byte j the j-th level of the even group in its
-  low nibble and the j-th level of the odd group in its high one. So the low nibbles of a run of bytes are a
-  run of one group, and the high nibbles a run of the next: a program unpacks by masks alone, no value
-  changes its lane, and the inputs that belong to them are contiguous too. Zeros stand
-  beside an odd last group.
+- levels, uint8 [N, K / 2], both rounded up to whole tiles of 16 outputs and 64 inputs. The memory is that of
+  [N / 16, K / 64] tiles of 512 bytes, in which every thread of a warp finds its part of a tensor-core
+  instruction's operand in 16 consecutive bytes: see `pack_levels`. What is added is 0.
 - scales, [K / g, N, 2] in x's dtype: scale and offset side by side, one 4-byte load for both, and groups
   first, so that neighbouring outputs are neighbours in memory. PyTorch's packed product for CPUs has them so.
 
@@ -27,11 +25,17 @@ from selfspec_kernels.backend import Backend, choose_backend
 
 GROUPS = (32, 64, 128)
 """Group sizes that both backends take."""
+TILE_OUTPUTS, TILE_INPUTS = 16, 64
+"""What a warp multiplies at a time."""
 _ZERO_LEVEL = 8
 
 
 def pack_levels(q: Tensor, group: int) -> Tensor:
-    """Levels q [N, K], uint8 from 0 to 15, as [N, ceil(K / 2 group) * group] uint8: two levels a byte.
+    """Levels q [N, K], uint8 from 0 to 15, as uint8 [N, K / 2], N to whole tiles: two levels a byte.
+
+    Of a tile, thread 4 g + t (g < 8, t < 4) has outputs g and g + 8, each with 8 inputs from 8 t and from
+    32 + 8 t. Its words are (output, bit 1 of the input), a word's halves bit 0, a half's bytes bit 2, and the
+    high nibble is input 32 on: a mask finds neighbouring inputs in the halves of a word.
 
     Raises:
         ValueError: q is not such a matrix, or K is not a multiple of `group`.
@@ -42,14 +46,20 @@ def pack_levels(q: Tensor, group: int) -> Tensor:
     _check_group(k, group)
     if q.numel() and int(q.max()) > 15:
         raise ValueError(f"levels must be from 0 to 15, found {int(q.max())}")
-    pairs = F.pad(q, (0, k % (2 * group))).view(n, -1, 2, group)
-    return (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).reshape(n, -1)
+    whole = F.pad(q, (0, -k % TILE_INPUTS, 0, -n % TILE_OUTPUTS))
+    rows, tiles = len(whole) // TILE_OUTPUTS, whole.shape[1] // TILE_INPUTS
+    low, high = whole.view(rows, 2, 8, tiles, 2, 4, 2, 2, 2).unbind(4)
+    # row, output 8, output, tile, thread, input's bits 2 1 0
+    in_order = (low | high << 4).permute(0, 3, 2, 4, 1, 6, 7, 5)
+    return in_order.reshape(len(whole), -1)
 
 
-def unpack_levels(packed: Tensor, group: int, inputs: int) -> Tensor:
-    """The levels [N, inputs] that `pack_levels` stored."""
-    pairs = packed.view(len(packed), -1, group)
-    return torch.stack([pairs & 15, pairs >> 4], dim=2).flatten(1)[:, :inputs]
+def unpack_levels(packed: Tensor, outputs: int, inputs: int) -> Tensor:
+    """The levels [outputs, inputs] that `pack_levels` stored."""
+    rows, tiles = len(packed) // TILE_OUTPUTS, packed.shape[1] * 2 // TILE_INPUTS
+    in_order = packed.view(rows, tiles, 8, 4, 2, 2, 2, 2).permute(0, 4, 2, 1, 3, 7, 5, 6)
+    whole = torch.stack([in_order & 15, in_order >> 4], dim=4).reshape(len(packed), -1)
+    return whole[:outputs, :inputs]
 
 
 def pack_scales(scale: Tensor, offset: Tensor) -> Tensor:
@@ -83,14 +93,14 @@ def low_bit_product(
         from selfspec_kernels import low_bit_launch  # here, because triton is not there on every system
 
         out = low_bit_launch.product(rows.contiguous(), packed, scales, bias)
-    return out.view(*x.shape[:-1], packed.shape[0])
+    return out.view(*x.shape[:-1], scales.shape[1])
 
 
 def reference_product(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
     """The same for x [m, K] in plain PyTorch: weights and sums in fp32, the result in x's dtype."""
     k = x.shape[-1]
     group = k // len(scales)
-    levels = unpack_levels(packed, group, k).view(len(packed), -1, group)
+    levels = unpack_levels(packed, scales.shape[1], k).view(scales.shape[1], -1, group)
     scale, offset = scales.float().transpose(0, 1)[..., None].unbind(2)
     weight = (levels.float() - _ZERO_LEVEL) * scale + offset
     out = F.linear(x.float(), weight.flatten(1), None if bias is None else bias.float())
@@ -110,18 +120,17 @@ def check_product(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None
         raise ValueError(f"x must be [..., K] in bf16, fp16 or fp32, not {x.dtype} {list(x.shape)}")
     if packed.dim() != 2 or packed.dtype != torch.uint8:
         raise ValueError(f"packed levels must be uint8 [N, bytes], not {packed.dtype} {list(packed.shape)}")
-    n, k = packed.shape[0], x.shape[-1]
-    if scales.dim() != 3 or scales.shape[1:] != (n, 2) or not len(scales):
-        raise ValueError(f"scales must be [K / group, {n}, 2], not {list(scales.shape)}")
+    k = x.shape[-1]
+    if scales.dim() != 3 or scales.shape[2] != 2 or not len(scales):
+        raise ValueError(f"scales must be [K / group, N, 2], not {list(scales.shape)}")
+    n = scales.shape[1]
     if k % len(scales):
         raise ValueError(f"{k} inputs do not divide into the {len(scales)} groups of the scales")
     group = k // len(scales)
     _check_group(k, group)
-    row_bytes = -(-k // (2 * group)) * group
-    if packed.shape[1] != row_bytes:
-        raise ValueError(
-            f"{k} inputs in groups of {group} take {row_bytes} bytes an output, packed has {packed.shape[1]}"
-        )
+    whole = (-(-n // TILE_OUTPUTS) * TILE_OUTPUTS, -(-k // TILE_INPUTS) * TILE_INPUTS // 2)
+    if packed.shape != whole:
+        raise ValueError(f"levels of [{n}, {k}] are packed as {list(whole)}, not as {list(packed.shape)}")
     if bias is not None and bias.shape != (n,):
         raise ValueError(f"bias must be [{n}], not {list(bias.shape)}")
     for name, tensor in (("packed", packed), ("scales", scales), ("bias", bias)):

@@ -25,11 +25,16 @@ class PackedMatrix:
     """W [N, K] in 4 bits."""
 
     packed: Tensor
-    """[N, bytes] uint8, levels from `pack_levels`."""
+    """Levels from `pack_levels`."""
     scales: Tensor
     """[K / g, N, 2] from `pack_scales`, in the dtype of x."""
     bias: Tensor | None = None
     """[N], in the dtype of x."""
+
+    @property
+    def outputs(self) -> int:
+        """N."""
+        return self.scales.shape[1]
 
 
 def low_bit_products(
@@ -56,7 +61,7 @@ def low_bit_products(
             a backend that is unknown or cannot run where x is.
     """
     _check_matrices(x, matrices)
-    outputs = sum(len(matrix.packed) for matrix in matrices)
+    outputs = sum(matrix.outputs for matrix in matrices)
     if residual is not None:
         if residual.device != x.device:
             raise KernelInputError(f"residual is on {residual.device}, x on {x.device}")
@@ -93,8 +98,8 @@ def low_bit_gated(
         ValueError: as `low_bit_products`, or an activation that is unknown.
     """
     _check_matrices(x, (gate, up))
-    if len(gate.packed) != len(up.packed):
-        raise KernelInputError(f"gate has {len(gate.packed)} outputs, up {len(up.packed)}")
+    if gate.outputs != up.outputs:
+        raise KernelInputError(f"gate has {gate.outputs} outputs, up {up.outputs}")
     if activation not in get_args(Activation):
         allowed = ", ".join(map(repr, get_args(Activation)))
         raise KernelInputError(f"the activation must be one of {allowed}, not {activation!r}")
@@ -105,7 +110,7 @@ def low_bit_gated(
         from selfspec_kernels import low_bit_products_launch
 
         out = low_bit_products_launch.gated(rows.contiguous(), gate, up, activation)
-    return out.view(*x.shape[:-1], len(gate.packed))
+    return out.view(*x.shape[:-1], gate.outputs)
 
 
 def reference_products(

@@ -1,25 +1,25 @@
 """The Triton kernels behind `low_bit_products` and `low_bit_gated`: only where triton is installed.
 
-Both are `dot_total` over outputs of several matrices: every output brings its own pointers, so a program's
-outputs may lie in two of them, and gate and up of one output are computed by one program. What a product ends
-with is loaded before the loop, where its latency hides behind that of the weights.
+Both are `dot_total` over outputs of several matrices: every row of tiles brings its own pointers, and gate
+and up of one output are computed by one program.
 """
 
 import triton
 import triton.language as tl
 
-from selfspec_kernels.low_bit_dot_kernels import dot_total
+from selfspec_kernels.low_bit_dot_kernels import dot_total, first_tiles, outputs_of_pairs, rows_of_words
+from selfspec_kernels.overlap_kernels import allow_next, await_previous
 
 
 @triton.jit
-def _third(n, N1, N2, first, second, third):
-    """Of the three matrices' own, what belongs to outputs n of all of them side by side."""
-    return tl.where(n < N1, first, tl.where(n < N1 + N2, second, third))
+def _third(t, T1, T2, first, second, third):
+    """Of the three matrices' own, what belongs to row t of all their tiles."""
+    return tl.where(t < T1, first, tl.where(t < T1 + T2, second, third))
 
 
 @triton.jit
 def _with_bias(total, bias_ptr, n, N):
-    """total [BLOCK_N] + bias where n falls into its N outputs."""
+    """total [outputs] + bias where n falls into its N outputs."""
     if bias_ptr is not None:
         total += tl.load(bias_ptr + n, mask=(n >= 0) & (n < N), other=0.0).to(tl.float32)
     return total
@@ -28,37 +28,50 @@ def _with_bias(total, bias_ptr, n, N):
 @triton.jit(do_not_specialize=["m"])
 def products_kernel(
     x_ptr, packed_1_ptr, packed_2_ptr, packed_3_ptr, pairs_1_ptr, pairs_2_ptr, pairs_3_ptr,
-    bias_1_ptr, bias_2_ptr, bias_3_ptr, residual_ptr, out_ptr, m, N1, N2, N3, K, row_bytes, multiplier,
-    GROUP: tl.constexpr, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-    SLICES: tl.constexpr, STAGES: tl.constexpr, BASE: tl.constexpr, PLAIN: tl.constexpr,
+    bias_1_ptr, bias_2_ptr, bias_3_ptr, residual_ptr, out_ptr, m, N1, N2, N3, K, multiplier,
+    GROUP: tl.constexpr, TILES: tl.constexpr, BLOCK_M: tl.constexpr, SLICES: tl.constexpr,
+    AHEAD: tl.constexpr, EVEN: tl.constexpr, BASE: tl.constexpr, PLAIN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Outputs program_id(0) of N1 + N2 + N3, rows program_id(1).
+    """TILES rows of tiles from program_id(0), of all of the matrices, and rows of x from program_id(1).
 
-    pairs: scale and offset as one int32. Where there are fewer matrices, N is 0 and the pointers are those of
-    another. multiplier is None for 1.
+    packed: levels as int32. pairs: scale and offset as one int32. Where there are fewer matrices, N is 0 and
+    the pointers are those of another. multiplier is None for 1.
     """
+    allow_next(PDL)
     N = N1 + N2 + N3
+    T1 = tl.cdiv(N1, 16)
+    T2 = tl.cdiv(N2, 16)
     dtype = out_ptr.dtype.element_ty
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    r = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = (r < m)[:, None] & (n < N)[None, :]
+    first = tl.program_id(0) * TILES
+    last = T1 + T2 + tl.cdiv(N3, 16) - 1
+    t = tl.minimum(first + rows_of_words(TILES, SLICES), last)
+    own = (t - _third(t, T1, T2, 0, T1, T1 + T2)).to(tl.int64)
+    word_ptrs = _third(t, T1, T2, packed_1_ptr, packed_2_ptr, packed_3_ptr) + own * (tl.cdiv(K, 64) * 128)
+    output = outputs_of_pairs(TILES, SLICES)
+    t = tl.minimum(first + output // 16, last)
+    own = (t - _third(t, T1, T2, 0, T1, T1 + T2)) * 16 + output % 16
+    apart = _third(t, T1, T2, N1, N2, N3)
+    pair_ptrs = _third(t, T1, T2, pairs_1_ptr, pairs_2_ptr, pairs_3_ptr) + tl.minimum(own, apart - 1)
+    started = first_tiles(word_ptrs, pair_ptrs, apart, K, GROUP, TILES, SLICES, AHEAD, EVEN)
+    output = tl.arange(0, TILES * 16)
+    t = first + output // 16
+    own = (t - _third(t, T1, T2, 0, T1, T1 + T2)) * 16 + output % 16
+    own_in = own < _third(t, T1, T2, N1, N2, N3)
+    n = own + _third(t, T1, T2, 0, N1, N1 + N2)
+    bias = _with_bias(tl.zeros((TILES * 16,), tl.float32), bias_1_ptr, tl.where(own_in, n, N), N1)
+    bias = _with_bias(bias, bias_2_ptr, tl.where(own_in, n, N) - N1, N2)
+    bias = _with_bias(bias, bias_3_ptr, tl.where(own_in, n, N) - N1 - N2, N3)
+    first_row = tl.program_id(1).to(tl.int64) * BLOCK_M
+    r = first_row + tl.arange(0, BLOCK_M)
+    inside = (r < m)[:, None] & own_in[None, :]
     at = r[:, None] * N + n[None, :]
+    await_previous(PDL)
     if residual_ptr is not None:
         residual = tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    bias = _with_bias(tl.zeros((BLOCK_N,), tl.float32), bias_1_ptr, n, N1)
-    bias = _with_bias(bias, bias_2_ptr, n - N1, N2)
-    bias = _with_bias(bias, bias_3_ptr, n - N1 - N2, N3)
-    n_in = tl.minimum(n, N - 1)
-    apart = _third(n_in, N1, N2, N1, N2, N3)
-    own = n_in - _third(n_in, N1, N2, 0, N1, N1 + N2)
-    packed_ptrs = _third(n_in, N1, N2, packed_1_ptr, packed_2_ptr, packed_3_ptr)
-    pairs_ptrs = _third(n_in, N1, N2, pairs_1_ptr, pairs_2_ptr, pairs_3_ptr)
     total = dot_total(
-        x_ptr, packed_ptrs + own.to(tl.int64) * row_bytes, pairs_ptrs + own, apart[None, :], r, m, K,
-        row_bytes, tl.cdiv(row_bytes // CHUNK, SLICES), 0,
-        GROUP, CHUNK, BLOCK_N, BLOCK_M, SLICES, STAGES, BASE, PLAIN,
-    )  # fmt: skip
-    out = tl.trans(tl.sum(total, axis=0)) + bias[None, :]
+        started, x_ptr, apart, first_row, m, K, GROUP, TILES, BLOCK_M, SLICES, AHEAD, EVEN, BASE, PLAIN
+    )
+    out = tl.trans(total) + bias[None, :]
     if multiplier is not None:
         out = out.to(dtype).to(tl.float32) * multiplier
     if residual_ptr is not None:
@@ -79,31 +92,36 @@ def _activated(x, ACTIVATION: tl.constexpr):
 
 @triton.jit(do_not_specialize=["m"])
 def gated_kernel(
-    x_ptr, gate_ptr, up_ptr, gate_pairs_ptr, up_pairs_ptr, gate_bias_ptr, up_bias_ptr, out_ptr,
-    m, N, K, row_bytes,
-    GROUP: tl.constexpr, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-    SLICES: tl.constexpr, STAGES: tl.constexpr, BASE: tl.constexpr, PLAIN: tl.constexpr,
+    x_ptr, gate_ptr, up_ptr, gate_pairs_ptr, up_pairs_ptr, gate_bias_ptr, up_bias_ptr, out_ptr, m, N, K,
+    GROUP: tl.constexpr, TILES: tl.constexpr, BLOCK_M: tl.constexpr, SLICES: tl.constexpr,
+    AHEAD: tl.constexpr, EVEN: tl.constexpr, BASE: tl.constexpr, PLAIN: tl.constexpr, PDL: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Outputs program_id(0), rows program_id(1). BLOCK_N counts gate and up: a program has half as many."""
-    HALF: tl.constexpr = BLOCK_N // 2
+    """As `products_kernel`. TILES counts gate and up, from 2: a program has half as many rows of each."""
+    allow_next(PDL)
+    HALF: tl.constexpr = TILES // 2
     dtype = out_ptr.dtype.element_ty
-    both = tl.arange(0, BLOCK_N)
-    own = tl.minimum(tl.program_id(0) * HALF + both % HALF, N - 1)
-    r = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(0) * HALF + tl.arange(0, HALF)
-    gate_bias = _with_bias(tl.zeros((HALF,), tl.float32), gate_bias_ptr, n, N)
-    up_bias = _with_bias(tl.zeros((HALF,), tl.float32), up_bias_ptr, n, N)
-    packed_ptrs = tl.where(both < HALF, gate_ptr, up_ptr) + own.to(tl.int64) * row_bytes
-    pairs_ptrs = tl.where(both < HALF, gate_pairs_ptr, up_pairs_ptr) + own
+    first = tl.program_id(0) * HALF
+    row = rows_of_words(TILES, SLICES)
+    own = tl.minimum(first + row % HALF, tl.cdiv(N, 16) - 1).to(tl.int64)
+    word_ptrs = tl.where(row < HALF, gate_ptr, up_ptr) + own * (tl.cdiv(K, 64) * 128)
+    output = outputs_of_pairs(TILES, SLICES)
+    own = tl.minimum(first * 16 + output % (HALF * 16), N - 1)
+    pair_ptrs = tl.where(output < HALF * 16, gate_pairs_ptr, up_pairs_ptr) + own
+    started = first_tiles(word_ptrs, pair_ptrs, N, K, GROUP, TILES, SLICES, AHEAD, EVEN)
+    n = first * 16 + tl.arange(0, HALF * 16)
+    gate_bias = _with_bias(tl.zeros((HALF * 16,), tl.float32), gate_bias_ptr, n, N)
+    up_bias = _with_bias(tl.zeros((HALF * 16,), tl.float32), up_bias_ptr, n, N)
+    first_row = tl.program_id(1).to(tl.int64) * BLOCK_M
+    await_previous(PDL)
     total = dot_total(
-        x_ptr, packed_ptrs, pairs_ptrs, N, r, m, K, row_bytes, tl.cdiv(row_bytes // CHUNK, SLICES), 0,
-        GROUP, CHUNK, BLOCK_N, BLOCK_M, SLICES, STAGES, BASE, PLAIN,
-    )  # fmt: skip
-    halves = tl.reshape(tl.sum(total, axis=0), (2, HALF, BLOCK_M))
+        started, x_ptr, N, first_row, m, K, GROUP, TILES, BLOCK_M, SLICES, AHEAD, EVEN, BASE, PLAIN
+    )
+    halves = tl.reshape(total, (2, HALF * 16, BLOCK_M))
     gate, up = tl.split(tl.permute(halves, (2, 1, 0)))
     gate = (gate + gate_bias[None, :]).to(dtype).to(tl.float32)
     up = (up + up_bias[None, :]).to(dtype).to(tl.float32)
     out = _activated(gate, ACTIVATION).to(dtype).to(tl.float32) * up
+    r = first_row + tl.arange(0, BLOCK_M)
     inside = (r < m)[:, None] & (n < N)[None, :]
     tl.store(out_ptr + r[:, None] * N + n[None, :], out.to(dtype), mask=inside)

@@ -23,8 +23,8 @@ AHEAD = 65_536
 """Bytes of weights that a program asks for while the kernel before it ends: 8 MB of an H100, 3 us of its
 bandwidth, which is what lies between two kernels."""
 _BUSY = 0.45
-"""A wider block is taken when its programs still keep this part of the multiprocessors busy: half of an H100's
-draw nine tenths of its bandwidth, if each has enough bytes under way, and more programs read x more often."""
+"""A wider block is taken when its programs still keep this part of the multiprocessors busy: half of those of
+an H100 draw nine tenths of its bandwidth, if each has enough bytes under way, and fewer programs read less x."""
 _BUSY_GATED = 0.8
 """The same for 128 outputs of two matrices."""
 

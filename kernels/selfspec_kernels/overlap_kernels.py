@@ -1,4 +1,4 @@
-"""What kernels say to their neighbours in a stream, see `launching`: import this only where triton is installed."""
+"""How kernels overlap with their neighbours, see `launching`: import this only where triton is installed."""
 
 import triton
 import triton.language as tl

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from selfspec_kernels.accept import Accepted, Sampling
-from selfspec_kernels.accept_launch import BLOCK, WARPS, covering, empty_verdict, sum_up
+from selfspec_kernels.accept_launch import BLOCK, WARPS, Parts, covering, empty_verdict, sum_up
+from selfspec_kernels.filter_launch import CUT, Cut, filtered
 from selfspec_kernels.launching import on, options
 from selfspec_kernels.noise import Noise
 from selfspec_kernels.rejection_kernels import rejection_kernel
@@ -18,15 +19,21 @@ def reject(
     drawing: Noise,
     found: Tensor | None,
     block: int = BLOCK,
+    cut: Cut = CUT,
 ) -> Accepted:
     """`accept_rejection` for checked inputs."""
     rows, nodes, vocabulary = logits.shape
     out = empty_verdict(rows, nodes, logits.device)
     with on(logits.device):
-        parts = sum_up(logits, sampling, None, block, choose=False)
+        thresholds = None
+        if sampling.filters:
+            kept = filtered(logits, sampling, None, False, cut)
+            thresholds, parts = kept.thresholds, Parts(tops=kept.tops, masses=kept.masses)
+        else:
+            parts = sum_up(logits, sampling.temperature, None, block, choose=False)
         if rows:
             rejection_kernel[(rows,)](
-                logits, parts.tops, parts.masses, parts.thresholds, sampling.temperature, sampling.min_p,
+                logits, parts.tops, parts.masses, thresholds, sampling.temperature, sampling.min_p,
                 draft, q, found, deciding.keys, deciding.positions, drawing.keys, drawing.positions,
                 out.accepted, out.tokens, out.logprobs, out.columns,
                 nodes - 1, vocabulary, parts.count, *logits.stride()[:2], draft.stride(0), *q.stride()[:2],

@@ -31,7 +31,7 @@ def normalized(
 
 
 def constants(inputs: int, kind: str | None) -> dict[str, Any]:
-    """The kernel's compile-time arguments, PDL left out: a block of the low-rank map is at most 8,192 elements."""
+    """The kernel's compile-time arguments, PDL left out: of the low-rank map 8,192 elements at once."""
     block = max(16, triton.next_power_of_2(inputs))
     return {"KIND": kind, "BLOCK_D": block, "BLOCK_R": max(1, 8192 // block)}
 

@@ -1,12 +1,15 @@
 """The Triton kernels behind `verify_attention`: import this only where triton is installed.
 
-`span_kernel` attends to one span of slots with an online softmax; `combine_kernel` adds the spans of a row
-up, in a fixed order. Where one span covers the cache the first one writes the result itself, by the same
-operations, so that it makes no difference. Nothing is atomic: equal inputs give equal bits.
+A row is summed in one order, whoever sums: the slots of a part with an online softmax, the parts of a span
+one after the other, then the spans. `span_kernel` takes a span or, where spans are too few for the GPU, one
+part of it; `combine_kernel` does what is left. Where one span covers the cache the first one writes the
+result itself. None of this shows in the bits. Nothing is atomic: equal inputs give equal bits.
 """
 
 import triton
 import triton.language as tl
+
+from selfspec_kernels.overlap_kernels import allow_next, await_previous, request
 
 
 @triton.jit
@@ -18,6 +21,16 @@ def _tanh(x):
 def _rescaled(top, new):
     """exp(top - new) where new may be -inf: then top is too, and there is nothing to rescale."""
     return tl.exp(top - tl.where(new == float("-inf"), 0.0, new))
+
+
+@triton.jit
+def _added(top, mass, total, next_top, next_mass, next_total):
+    """Two sums as one. What has seen nothing (-inf, 0, 0) changes no bit of the other."""
+    new = tl.maximum(top, next_top)
+    scale = _rescaled(top, new)
+    next_scale = _rescaled(next_top, new)
+    mass = mass * scale + next_mass * next_scale
+    return new, mass, total * scale[:, None] + next_total * next_scale[:, None]
 
 
 @triton.jit
@@ -40,8 +53,11 @@ def _visible(slot, own, length, m, tree_ptr, depths_ptr, window):
         visible = column[None, :] <= own[:, None]
     else:
         bits = tl.load(tree_ptr + own)
-        shift = tl.where(among, column, 0).to(tl.int64)
-        seen = ((bits[:, None] >> shift[None, :]) & 1) != 0
+        shift = tl.where(among, column, 0)
+        # In halves: numbers of 64 bits for every query and slot would not find registers.
+        low, high = bits.to(tl.int32), (bits >> 32).to(tl.int32)
+        half = tl.where((shift < 32)[None, :], low[:, None], high[:, None])
+        seen = ((half >> (shift & 31)[None, :]) & 1) != 0
         visible = (column < 0)[None, :] | (among[None, :] & seen)
     if window is not None:
         if depths_ptr is None:
@@ -53,23 +69,47 @@ def _visible(slot, own, length, m, tree_ptr, depths_ptr, window):
     return visible
 
 
+@triton.jit
+def _request_slots(
+    key_ptr, value_ptr, lengths_ptr, b, first, S, window, key_slot, value_slot,
+    SIZE: tl.constexpr, BLOCK_N: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """Keys and values of the first slots of a program, while the kernel before this one still runs.
+
+    It may be writing the lengths. They are only a hint here, and left out of the first-level cache, where
+    what is read later would be found as it is now.
+    """
+    length = tl.load(lengths_ptr + b, cache_modifier=".cg").to(tl.int32)
+    if window is not None:
+        first = tl.maximum(first, (length - window + 1) // BLOCK_N * BLOCK_N)
+    if first < length:
+        slot = tl.minimum(first + tl.arange(0, AHEAD), tl.minimum(length, S) - 1).to(tl.int64)
+        LINES: tl.constexpr = SIZE * key_ptr.dtype.element_ty.primitive_bitwidth // 1024
+        WHOLE_LINES: tl.constexpr = 128 if LINES < 2 else (256 if LINES < 4 else 512)
+        request(key_ptr + slot * key_slot, WHOLE_LINES, True)
+        request(value_ptr + slot * value_slot, WHOLE_LINES, True)
+
+
 @triton.jit(do_not_specialize=["m", "S"])
 def span_kernel(
     query_ptr, key_ptr, value_ptr, lengths_ptr, tree_ptr, depths_ptr, sinks_ptr,
     out_ptr, totals_ptr, masses_ptr, tops_ptr, m, S, H, groups, scaling, window, softcap,
     query_row, query_head, query_token, key_row, key_head, key_slot, value_row, value_head, value_slot,
-    SIZE: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, STAGES: tl.constexpr, PLAIN: tl.constexpr,
+    SIZE: tl.constexpr, SPAN: tl.constexpr, PART: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, PLAIN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Rows of groups * m queries program_id(0), row and key head program_id(1), span program_id(2).
+    """Rows of groups * m queries program_id(0), row and key head program_id(1), piece program_id(2).
 
     Args:
         out_ptr: [B, m, H, SIZE], where one span is all; None otherwise.
-        totals_ptr, masses_ptr, tops_ptr: [B, H, m, spans, SIZE] and [B, H, m, spans] in fp32: sums of
+        totals_ptr, masses_ptr, tops_ptr: [B, H, m, pieces, SIZE] and [B, H, m, pieces] in fp32: sums of
             exp(score - top) * value and of exp(score - top), and the top. None where out_ptr is there.
         query_row, ...: strides.
+        SPAN, PART: a piece is SPAN slots, summed in parts of PART; the same where a piece is a part.
+        AHEAD: slots that are asked for while the kernel before this one still runs.
         BLOCK_D: covers SIZE.
     """
+    allow_next(PDL)
     b = (tl.program_id(1) // (H // groups)).to(tl.int64)
     kv_head = tl.program_id(1) % (H // groups)
     r = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -78,21 +118,29 @@ def span_kernel(
     head = kv_head * groups + r // m
     d = tl.arange(0, BLOCK_D)
     d_in = d < SIZE
+    key_ptr += b * key_row + kv_head.to(tl.int64) * key_head
+    value_ptr += b * value_row + kv_head.to(tl.int64) * value_head
+    first = tl.program_id(2) * SPAN
+    if PDL:
+        _request_slots(
+            key_ptr, value_ptr, lengths_ptr, b, first, S, window, key_slot, value_slot, SIZE, BLOCK_N, AHEAD
+        )
+    await_previous(PDL)
     query_ptrs = query_ptr + b * query_row + head.to(tl.int64) * query_head + own.to(tl.int64) * query_token
     query = tl.load(query_ptrs[:, None] + d[None, :], mask=row_in[:, None] & d_in[None, :], other=0.0)
     if PLAIN:
         query = query.to(tl.float32)  # the interpreter's product of bf16 matrices is garbage
     length = tl.load(lengths_ptr + b).to(tl.int32)
-    first = tl.program_id(2) * SPAN
     last = tl.minimum(tl.minimum(first + SPAN, length + m), S)
     if window is not None:
         # Blocks before the first token's window are seen by nobody; the others start where they always do.
         first = tl.maximum(first, (length - window + 1) // BLOCK_N * BLOCK_N)
-    key_ptr += b * key_row + kv_head.to(tl.int64) * key_head
-    value_ptr += b * value_row + kv_head.to(tl.int64) * value_head
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     mass = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    span_top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    span_mass = tl.zeros((BLOCK_M,), tl.float32)
+    span_total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for start in tl.range(first, last, BLOCK_N, num_stages=STAGES):
         slot = start + tl.arange(0, BLOCK_N)
         slot_in = slot < last
@@ -112,6 +160,14 @@ def span_kernel(
         weight = weight.to(tl.float32 if PLAIN else value.dtype)
         total = tl.dot(weight, value.to(weight.dtype), total * scale[:, None], input_precision="ieee")
         top = new
+        if SPAN != PART:  # noqa: SIM102 (decided by the compiler)
+            if (start + BLOCK_N) % PART == 0:
+                span_top, span_mass, span_total = _added(span_top, span_mass, span_total, top, mass, total)
+                top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+                mass = tl.zeros((BLOCK_M,), tl.float32)
+                total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    if SPAN != PART:
+        top, mass, total = _added(span_top, span_mass, span_total, top, mass, total)
     if out_ptr is not None:
         sink = None
         if sinks_ptr is not None:
@@ -127,35 +183,45 @@ def span_kernel(
         tl.store(total_ptrs, total, mask=row_in[:, None] & d_in[None, :])
 
 
-@triton.jit(do_not_specialize=["m", "spans"])
+@triton.jit(do_not_specialize=["m", "pieces"])
 def combine_kernel(
-    totals_ptr, masses_ptr, tops_ptr, sinks_ptr, out_ptr, m, H, spans,
-    SIZE: tl.constexpr, BLOCK_D: tl.constexpr, SPANS: tl.constexpr, TOGETHER: tl.constexpr,
+    totals_ptr, masses_ptr, tops_ptr, sinks_ptr, out_ptr, m, H, pieces,
+    SIZE: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr, TOGETHER: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out [B, m, H, SIZE] of one query: b * H + head program_id(0), token program_id(1).
 
-    SPANS covers all spans; TOGETHER of them are added at a time.
+    PARTS pieces are a span; TOGETHER spans are read at a time, and added one by one: the layout of a tile has
+    no say in the order.
     """
+    allow_next(PDL)
+    await_previous(PDL)
     head = tl.program_id(0) % H
     b = (tl.program_id(0) // H).to(tl.int64)
-    part = ((b * H + head) * m + tl.program_id(1)) * spans
-    every = tl.arange(0, SPANS)
-    top = tl.max(tl.load(tops_ptr + part + every, mask=every < spans, other=float("-inf")), axis=0)
-    d = tl.arange(0, BLOCK_D)
-    total = tl.zeros((1, BLOCK_D), tl.float32)
+    start = ((b * H + head) * m + tl.program_id(1)) * pieces
+    one = tl.arange(0, 1)
+    d = tl.arange(0, BLOCK_D)[None, :]
+    top = tl.full((1,), float("-inf"), tl.float32)
     mass = tl.zeros((1,), tl.float32)
-    for first in range(0, spans, TOGETHER):
-        span = first + tl.arange(0, TOGETHER)
-        span_in = span < spans
-        scale = _rescaled(tl.load(tops_ptr + part + span, mask=span_in, other=float("-inf")), top)
-        mass += tl.sum(tl.load(masses_ptr + part + span, mask=span_in, other=0.0) * scale, axis=0)
-        total_ptrs = totals_ptr + (part + span)[:, None] * SIZE + d[None, :]
-        inside = span_in[:, None] & (d < SIZE)[None, :]
-        values = tl.load(total_ptrs, mask=inside, other=0.0) * scale[:, None]
-        total += tl.sum(values, axis=0)[None, :]
+    total = tl.zeros((1, BLOCK_D), tl.float32)
+    for first in range(0, pieces, PARTS * TOGETHER):
+        for span in tl.static_range(TOGETHER):
+            span_top = tl.full((1,), float("-inf"), tl.float32)
+            span_mass = tl.zeros((1,), tl.float32)
+            span_total = tl.zeros((1, BLOCK_D), tl.float32)
+            for part in tl.static_range(PARTS):
+                piece = first + span * PARTS + part + one
+                there = piece < pieces
+                part_top = tl.load(tops_ptr + start + piece, mask=there, other=float("-inf"))
+                part_mass = tl.load(masses_ptr + start + piece, mask=there, other=0.0)
+                total_ptrs = totals_ptr + (start + piece)[:, None] * SIZE + d
+                part_total = tl.load(total_ptrs, mask=there[:, None] & (d < SIZE), other=0.0)
+                span_top, span_mass, span_total = _added(
+                    span_top, span_mass, span_total, part_top, part_mass, part_total
+                )
+            top, mass, total = _added(top, mass, total, span_top, span_mass, span_total)
     sink = None
     if sinks_ptr is not None:
-        sink = tl.load(sinks_ptr + head + tl.zeros((1,), tl.int32)).to(tl.float32)
-    out = _finished(total, mass, tl.zeros((1,), tl.float32) + top, sink)
-    out_ptrs = out_ptr + ((b * m + tl.program_id(1)) * H + head) * SIZE + d[None, :]
-    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=(d < SIZE)[None, :])
+        sink = tl.load(sinks_ptr + head + one).to(tl.float32)
+    out = _finished(total, mass, top, sink)
+    out_ptrs = out_ptr + ((b * m + tl.program_id(1)) * H + head) * SIZE + d
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=d < SIZE)

@@ -12,7 +12,7 @@ import typer
 from selfspec.cli import options
 from selfspec.cli.errors import UserError
 from selfspec.cli.progress import progress_bar
-from selfspec.cli.tune_results import as_dict, table
+from selfspec.cli.tune_results import as_dict, better_branching, table
 
 if TYPE_CHECKING:
     from selfspec.cli.tune_results import Results
@@ -152,7 +152,8 @@ def _checked(model: Any, tuned: Tuned, count: int, advance: Any) -> list[Compari
         return []
     ranked = sorted(tuned.found.surface, key=lambda cell: -cell[2])
     others = [Setting(e, k) for e, k, _ in ranked[:: max(len(ranked) // 4, 1)][:4]]
-    chosen = tuned.profile.setting
+    chosen, branching = tuned.profile.setting, tuned.found.branching
+    others += [] if branching is None else [branching]
     return compare(
         model,
         tuned.prompts[:count],
@@ -188,6 +189,9 @@ def _present(results: Results, output: Path, as_json: bool) -> None:
 
     console = terminal()
     console.print(table(results))
+    for tuned, _ in results:
+        if note := better_branching(tuned):
+            console.print(note, highlight=False)
     for tuned, comparisons in results:
         if not all(c.counts_equal for c in comparisons):
             console.print(

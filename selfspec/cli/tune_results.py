@@ -21,6 +21,7 @@ def as_dict(results: Results) -> dict[str, Any]:
             "profile": tuned.profile.as_dict(),
             "seconds": dict(tuned.seconds),
             "surface": tuned.found.surface,
+            "siblings": _branching(tuned),
             "agreement": dict(zip(tuned.recording.exits, tuned.recording.agreement, strict=True)),
             "calibration": asdict(tuned.calibration),
             "calibration_errors": tuned.calibration_errors,
@@ -28,6 +29,27 @@ def as_dict(results: Results) -> dict[str, Any]:
         }
         for tuned, comparisons in results
     }
+
+
+def _branching(tuned: Tuned) -> dict[str, Any] | None:
+    """The best setting with siblings, and its prediction."""
+    found = tuned.found
+    if found.branching is None or found.best_branching is None:
+        return None
+    return {"setting": asdict(found.branching), "prediction": found.best_branching.as_dict()}
+
+
+def better_branching(tuned: Tuned) -> str:
+    """What to say where a chain with siblings beside it is predicted to be faster than what was chosen."""
+    found = tuned.found
+    if found.branching is None or found.best_branching is None:
+        return ""
+    if found.best_branching.tokens_per_second <= found.best.tokens_per_second:
+        return ""
+    return (
+        f"{tuned.profile.workload}: {found.branching} promise {found.best_branching.speedup:.2f}x AR; calls "
+        "under a profile draft chains, those of wrap(model, exit_layer=, draft_length=, tree=) need not"
+    )
 
 
 def table(results: Results) -> Table:

@@ -28,7 +28,7 @@ def speculate_on_device(call: Call, space: Workspace) -> None:
         rows = len(call.rows.active)
         step = planner.plan(call, call.pacer.draft_length(call.rows.remaining))
         outcomes = space.run(launchable(call, space, step, signature))
-        tokens = commit(call, outcomes)
+        tokens = commit(call, step, outcomes)
         seconds = time.perf_counter() - began
         call.stats.round_seconds += seconds
         # A round that was captured took as long as that did, which tells nothing of those to come.
@@ -49,7 +49,7 @@ def begin(call: Call, space: Workspace) -> Signature:
 def launchable(call: Call, space: Workspace, step: Step, signature: Signature) -> Kind:
     """The kind of round that a step asks for; found tokens are on their way to the device."""
     if step.arm is not None or not step.length:
-        return Kind(step.arm, step.length, signature)
+        return space.ready_for(Kind(step.arm, step.length, signature))
     # Few lengths, so that graphs are found again: 1, 3, 7, 15, ...
     length = min(bucket(step.length + 1) - 1, MOST_FOUND)
     found: list[list[int]] = [[] for _ in range(space.rows)]
@@ -59,14 +59,14 @@ def launchable(call: Call, space: Workspace, step: Step, signature: Signature) -
     return Kind(None, length, signature)
 
 
-def commit(call: Call, outcomes: list[Outcome]) -> int:
+def commit(call: Call, step: Step, outcomes: list[Outcome]) -> int:
     """Note on the host what the device has committed; return the number of tokens."""
     rows, kept, total = call.rows, [], 0
     for row in rows.active:
         outcome = outcomes[row]
         if outcome.bad:
             raise not_a_number()
-        candidates = [token for token in outcome.drafted if token != NOTHING]
+        candidates = [token for token in outcome.drafted[: step.length] if token != NOTHING]
         depth = len(candidates)
         new, accepted, finished = append(call, row, outcome.tokens, depth, depth)
         total += len(new)

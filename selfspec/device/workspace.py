@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,10 @@ from selfspec.device.static_round import Kind, StaticRound
 from selfspec.shapes import ShapePlan
 
 SLOT_QUANTUM = 512
-"""Least capacity, doubled until a call fits: so few sizes come up that graphs are found again."""
+"""Least capacity, and its least step."""
+_STEPS = 8
+"""Steps to a power of two: few, so that graphs are found again, and near
+enough to each other that a long text does not take twice its memory."""
 LEAN_SHAPES = ShapePlan(doubt="")
 """Lean layers round every row alike at any width: nothing needs padding."""
 _MOST_IDLE = 2
@@ -64,6 +68,15 @@ class Workspace:
             torch.cuda.current_stream(device).synchronize()
         return self.buffers.outcomes(kind.length)
 
+    def ready_for(self, kind: Kind) -> Kind:
+        """A round that is captured already and drafts at least as far, where `kind` itself is not.
+
+        The last drafts of a text are shorter than the others: to draft a few tokens that cannot count is
+        quicker than to capture a graph for every length.
+        """
+        known = [key for key in self.graphs.keys if kind.length and replace(key, length=kind.length) == kind]
+        return min((key for key in known if key.length >= kind.length), key=_length, default=kind)
+
     @property
     def steady(self) -> bool:
         """Whether the last round took as long as others of its kind will."""
@@ -101,7 +114,7 @@ class WorkspacePool:
             torch.cuda.OutOfMemoryError: there is no room for its cache.
         """
         state = (_state_of(decoder), None if view is None else view.of(decoder), shapes)
-        rows, capacity = bucket(rows), SLOT_QUANTUM * bucket(-(-slots // SLOT_QUANTUM))
+        rows, capacity = bucket(rows), capacity_for(slots)
         space = self._take(state, rows, capacity)
         if space is None:
             space = Workspace(decoder, view, rows, capacity, shapes, memory)
@@ -129,9 +142,19 @@ class WorkspacePool:
         return None
 
 
+def _length(kind: Kind) -> int:
+    return kind.length
+
+
 def bucket(count: int) -> int:
     """`count` rounded up to a power of two."""
     return 1 << max(count - 1, 0).bit_length()
+
+
+def capacity_for(slots: int) -> int:
+    """Slots of the smallest workspace that holds so many."""
+    step = max(SLOT_QUANTUM, bucket(slots) // _STEPS)
+    return -(-slots // step) * step
 
 
 def hooked(decoder: LayeredDecoder) -> bool:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from selfspec.drafting.stopping import StopRule
+from selfspec.tuning.lengths import run_lengths
 from selfspec.tuning.recording import Recording
-from selfspec.tuning.replay import run_lengths
 
 BINS = 32
 """Bins of confidence in a rule's table."""

@@ -18,6 +18,8 @@ from torch import Tensor
 
 DRAFT_TERMS = ("draft", "step", "step layer", "stop check", "step layer and 1k keys")
 REST_TERMS = ("round", "column", "layer", "layer and column", "layer and 1k keys")
+SIBLING_TERMS = ("branching round", "early layer and leaf")
+"""What siblings add to the round of a chain that verifies as many tokens."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Cell:
     """Whether a stop rule looks at every draft token."""
     context: int = 0
     """Tokens that prompts are lengthened to; 0: as they are."""
+    siblings: int = 1
+    """Candidates at every depth, see `Setting.siblings`."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,15 @@ class Fit:
     """One for each of DRAFT_TERMS."""
     rest: tuple[float, ...]
     """One for each of REST_TERMS."""
+    siblings: tuple[float, ...] = ()
+    """One for each of SIBLING_TERMS; empty where none were timed."""
 
     def __post_init__(self) -> None:
-        for terms, values in ((DRAFT_TERMS, self.draft), (REST_TERMS, self.rest)):
+        for terms, values in (
+            (DRAFT_TERMS, self.draft),
+            (REST_TERMS, self.rest),
+            (SIBLING_TERMS, self.siblings or (0.0, 0.0)),
+        ):
             if len(values) != len(terms) or not all(0 <= value < math.inf for value in values):
                 raise ValueError(f"{values}: allowed are seconds of 0 or more for {', '.join(terms)}")
         if not any((*self.draft, *self.rest)):
@@ -103,6 +113,7 @@ class CostModel:
         rows: float = 1,
         context: Tensor | float = 256,
         checked: Tensor | bool = False,
+        siblings: Tensor | float = 1,
     ) -> Tensor:
         """Seconds of a round with `steps` draft steps (a mean may be fractional); arguments broadcast."""
         below = max(
@@ -111,11 +122,21 @@ class CostModel:
         above = min(
             (fit for fit in self.fits if fit.rows >= rows), key=lambda f: f.rows, default=self.fits[-1]
         )
-        low = self._at(below, exit_layer, steps, context, checked)
+        low = self._at(below, exit_layer, steps, context, checked, siblings)
         if above.rows == below.rows:
             return low
-        high = self._at(above, exit_layer, steps, context, checked)
+        high = self._at(above, exit_layer, steps, context, checked, siblings)
         return low + (high - low) * (rows - below.rows) / (above.rows - below.rows)
+
+    @property
+    def knows_siblings(self) -> bool:
+        """Whether rounds with siblings were timed."""
+        return all(fit.siblings for fit in self.fits)
+
+    @property
+    def most_columns(self) -> int:
+        """The widest verification whose padding is known."""
+        return min(len(table) for _, table in self.widths) - 1
 
     @property
     def step_seconds(self) -> float:
@@ -129,7 +150,10 @@ class CostModel:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> CostModel:
         """The inverse of `as_dict`."""
-        fits = tuple(Fit(f["rows"], tuple(f["draft"]), tuple(f["rest"])) for f in data["fits"])
+        fits = tuple(
+            Fit(f["rows"], tuple(f["draft"]), tuple(f["rest"]), tuple(f.get("siblings", ())))
+            for f in data["fits"]
+        )
         widths = tuple((rows, tuple(table)) for rows, table in data["widths"])
         return cls(**{**data, "fits": fits, "widths": widths, "contexts": tuple(data["contexts"])})
 
@@ -140,26 +164,43 @@ class CostModel:
         steps: Tensor | float,
         context: Tensor | float,
         checked: Tensor | bool,
+        siblings: Tensor | float,
     ) -> Tensor:
-        e, k, t, c = torch.broadcast_tensors(
-            *(torch.as_tensor(x, dtype=torch.float64) for x in (exit_layer, steps, context, checked))
+        e, k, t, c, w = torch.broadcast_tensors(
+            *(
+                torch.as_tensor(x, dtype=torch.float64)
+                for x in (exit_layer, steps, context, checked, siblings)
+            )
         )
         keys = (t / self.key_quantum).ceil() * self.key_quantum
-        width = self._width(fit.rows, k)
+        width = self._width(fit.rows, k * w)
         draft, rest = terms_of(e, k, width, keys, c, self.n_layers)
         seconds = draft @ torch.tensor(fit.draft, dtype=torch.float64)
-        return seconds + rest @ torch.tensor(fit.rest, dtype=torch.float64)
+        seconds = seconds + rest @ torch.tensor(fit.rest, dtype=torch.float64)
+        if not fit.siblings:
+            return seconds
+        siblings_seconds = torch.tensor(fit.siblings, dtype=torch.float64)
+        return seconds + self.sibling_terms(fit.rows, e, k, w) @ siblings_seconds
 
-    def _width(self, rows: int, steps: Tensor) -> Tensor:
-        """Padded width of verification, interpolated for a fractional number of steps."""
+    def sibling_terms(self, rows: int, e: Tensor, k: Tensor, siblings: Tensor) -> Tensor:
+        """What each coefficient of SIBLING_TERMS is multiplied with, [..., SIBLING_TERMS]; 0 for chains.
+
+        All leaves run through the early layers together, where a chain runs its last token alone.
+        """
+        branching = ((siblings > 1) & (k > 0)).double()
+        leaves = self._width(rows, k * (siblings - 1)) - self._width(rows, torch.zeros_like(k))
+        return torch.stack([branching, branching * e * leaves], dim=-1)
+
+    def _width(self, rows: int, candidates: Tensor) -> Tensor:
+        """Padded width of a pass over one token and `candidates`, interpolated for a fractional number."""
         table = torch.tensor(dict(self.widths)[rows], dtype=torch.float64)
-        below = steps.floor().long()
-        share = steps - below
+        below = candidates.floor().long()
+        share = candidates - below
         return table[below + 1] * (1 - share) + table[(below + 2).clamp(max=len(table) - 1)] * share
 
 
-def default_cells(n_layers: int, longest: int, long_context: int = 0) -> list[Cell]:
-    """Cells that span exits and draft lengths, a few with a stop rule, and a few at a long context.
+def default_cells(n_layers: int, longest: int, long_context: int = 0, trees: bool = True) -> list[Cell]:
+    """Cells that span exits and draft lengths, a few with a stop rule, with siblings, and at a long context.
 
     Long drafts from a late exit take the most time and are never chosen: such exits get short ones only.
     """
@@ -169,6 +210,9 @@ def default_cells(n_layers: int, longest: int, long_context: int = 0) -> list[Ce
     if n_layers - 1 not in shallow:
         cells += [Cell(n_layers - 1, k) for k in lengths[:3]]
     cells += [Cell(e, k, checked=True) for e in shallow[:2] for k in {max(lengths)} - {0}]
+    if trees and longest > 1:
+        last, middle = shallow[:2][-1], min(longest // 2, 8)
+        cells += [Cell(1, middle, siblings=2), Cell(last, middle, siblings=3), Cell(last, 2, siblings=4)]
     ends = {0, max(lengths)} if long_context else set()
     return cells + [Cell(e, k, context=long_context) for e in {1, shallow[-1]} for k in sorted(ends)]
 

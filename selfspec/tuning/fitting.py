@@ -33,11 +33,12 @@ def fit_costs(timings: Sequence[Timing], n_layers: int, shapes: ShapePlan, longe
     fits = []
     for rows in batches:
         own = [timing for timing in timings if timing.rows == rows]
-        draft, rest = _fit(own, n_layers, shapes)
+        draft, rest = _fit([timing for timing in own if timing.cell.siblings == 1], n_layers, shapes)
         fits.append(Fit(rows, draft, rest))
     contexts = [timing.context for timing in timings]
     timed = min(contexts), max(contexts)
     model = CostModel(n_layers, tuple(fits), widths, shapes.key_quantum, timed, 0.0, 0.0)
+    model = replace(model, fits=tuple(_with_siblings(model, fit, timings) for fit in model.fits))
     errors = [abs(relative_error(model, timing)) for timing in timings]
     return replace(model, residual=statistics.median(errors), worst_residual=max(errors))
 
@@ -51,6 +52,7 @@ def relative_error(model: CostModel, timing: Timing) -> float:
         rows=timing.rows,
         context=timing.context,
         checked=cell.checked,
+        siblings=cell.siblings,
     )
     return float(predicted) / timing.round_seconds - 1
 
@@ -77,6 +79,22 @@ def _fit(
         _robust_least_squares(draft_terms, draft_seconds, 1 / whole),
         _robust_least_squares(rest_terms, rest_seconds, 1 / whole),
     )
+
+
+def _with_siblings(model: CostModel, fit: Fit, timings: Sequence[Timing]) -> Fit:
+    """`fit` with what rounds with siblings took more than chains that verify as many tokens."""
+    own = [timing for timing in timings if timing.rows == fit.rows and timing.cell.siblings > 1]
+    if not own:
+        return fit
+    e, k, w = (
+        torch.tensor([getattr(timing.cell, name) for timing in own], dtype=torch.float64)
+        for name in ("exit_layer", "draft_length", "siblings")
+    )
+    seconds = torch.tensor([timing.round_seconds for timing in own], dtype=torch.float64)
+    context = torch.tensor([timing.context for timing in own], dtype=torch.float64)
+    chains = model.round_seconds(e, k, rows=fit.rows, context=context, siblings=w)
+    terms = model.sibling_terms(fit.rows, e, k, w)
+    return replace(fit, siblings=tuple(_least_squares(terms, seconds - chains, 1 / seconds).tolist()))
 
 
 def _robust_least_squares(terms: Tensor, seconds: Tensor, weight: Tensor) -> tuple[float, ...]:

@@ -101,9 +101,17 @@ def _summary(tuned: Tuned) -> str:
         f"predicted          {prediction.tokens_per_second:.1f} tokens/s",
         f"over AR            {prediction.speedup:.2f}x ({low:.2f}-{high:.2f})",
         f"acceptance length  {prediction.acceptance_length:.2f}",
+        *_branching(tuned),
         f"settings tried     {tuned.found.tried}",
         f"prompts            {conditions['prompts']} x {conditions['max_new_tokens']} tokens",
         f"cost residual      {tuned.profile.costs.residual:.1%}",
         *(f"{name:<18} {seconds:.1f} s" for name, seconds in tuned.seconds.items()),
     ]
     return "\n".join(lines)
+
+
+def _branching(tuned: Tuned) -> list[str]:
+    setting, prediction = tuned.found.branching, tuned.found.best_branching
+    if setting is None or prediction is None:
+        return []
+    return [f"best with siblings {setting}", f"over AR            {prediction.speedup:.2f}x"]

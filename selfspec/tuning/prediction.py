@@ -126,12 +126,14 @@ def round_times(
     padded = torch.nn.functional.pad(context, (0, groups * batch - len(context)))
     exits = torch.tensor([s.exit_layer for s in settings], dtype=torch.float64)[:, None]
     checked = torch.tensor([s.rule is not None for s in settings], dtype=torch.float64)[:, None]
+    siblings = torch.tensor([s.siblings for s in settings], dtype=torch.float64)[:, None]
     each = costs.round_seconds(
         exits,
         counts.steps / rounds.clamp(min=1),
         rows=rows,
         context=padded.view(groups, batch).amax(dim=1)[None],
         checked=checked,
+        siblings=siblings,
     )
     return rounds * each
 
@@ -146,6 +148,7 @@ def worst_round(setting: Setting, recording: Recording, costs: CostModel, batch:
             rows=batch,
             context=context,
             checked=setting.rule is not None,
+            siblings=setting.siblings,
         )
     )
 

@@ -84,6 +84,9 @@ class Profile:
     def check(self, identity: Identity) -> None:
         """Refuse a model, device or dtype that this profile was not made for.
 
+        Timing alone again would save a quarter of tuning at most, and its stop rule and interval need the
+        recording, which is not kept: the remedy is to tune again, in the user's own time.
+
         Raises:
             ProfileError: it names every field that differs.
         """

@@ -61,7 +61,7 @@ def record(
     if not layers or any(not 1 <= e < n_layers for e in layers):
         raise ValueError(f"exits={list(layers)}: this model's are 1 to {n_layers - 1}")
     arguments = {**(generate_arguments or {}), "max_new_tokens": max_new_tokens}
-    groups = _groups(prompts, chunk)
+    groups = groups_of(prompts, chunk)
     found: dict[int, Recording] = {}
     for group in groups:
         advance("recording", len(groups))
@@ -70,7 +70,7 @@ def record(
     return joined([found[i] for i in range(len(prompts))])
 
 
-def _groups(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+def groups_of(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
     """Prompts of like length together, equal ones apart: among equals noise is keyed by their ordinal."""
     groups: list[list[int]] = []
     contents: list[set[tuple[int, ...]]] = []
@@ -127,7 +127,7 @@ class ExitReader:
             if exit_layer < call.decoder.n_layers:
                 logits = call.decoder.logits(hidden)[:, :1]
                 scores = call.processors(logits, call.rows, nothing, tree.paths)
-                best = _ranked(call, scores)
+                best = ranked(call, scores)[:, 0]
                 candidates.append(best)
                 confidences.append(confidence_of(best[:, 0], scores[:, 0]))
         # One copy to the host per round.
@@ -149,17 +149,21 @@ class ExitReader:
             confidence[:, rows, step] = chance
         lengths = torch.zeros(self.n_rows, dtype=torch.int64)
         if self._rows is not None:
-            lengths = torch.tensor(self._rows.generated)
-            written = self._rows.sequences[:, self._rows.prompt_width :][:, :max_new_tokens].int().cpu()
-            tokens[:, : written.shape[1]] = written
-            tokens[torch.arange(max_new_tokens) >= lengths[:, None]] = -1
+            lengths, tokens = torch.tensor(self._rows.generated), written(self._rows)
         of_prompts = torch.tensor([len(prompt) for prompt in prompts])
         return Recording(tokens, lengths, of_prompts, self.exits, candidates, confidence, sampled, seed)
 
 
-def _ranked(call: Call, scores: Tensor) -> Tensor:
-    """The best TOP tokens [B, TOP] for processed scores [B, 1, V], as the mode itself ranks them."""
+def written(rows: Rows) -> Tensor:
+    """The texts of a call that is over [R, max_new_tokens] int32; -1 past their ends."""
+    tokens = rows.sequences[:, rows.prompt_width :][:, : rows.max_new_tokens].int().cpu()
+    tokens[torch.arange(rows.max_new_tokens) >= torch.tensor(rows.generated)[:, None]] = -1
+    return tokens
+
+
+def ranked(call: Call, scores: Tensor, depth: int = 0) -> Tensor:
+    """The best TOP tokens [B, 1, TOP] for processed scores [B, 1, V], as the mode itself ranks them there."""
     # The first by itself: where two are equally likely, topk may order them otherwise than a chain's argmax.
-    first = call.mode.candidates(scores, 0, 1)
+    first = call.mode.candidates(scores, depth, 1)
     others = scores.scatter(2, first, -torch.inf)
-    return torch.cat([first, call.mode.candidates(others, 0, TOP - 1)], dim=2)[:, 0]
+    return torch.cat([first, call.mode.candidates(others, depth, TOP - 1)], dim=2)

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from selfspec.config import MAX_DRAFT_LENGTH
 from selfspec.drafting.stopping import StopRule
-from selfspec.tree import TreeOfDepth, chain, with_siblings
+from selfspec.tree import MAX_CANDIDATES, TreeOfDepth, chain, with_siblings
+from selfspec.tuning.lengths import NEVER, run_lengths, sibling_hits, stop_lengths
 from selfspec.tuning.recording import TOP, Recording
-
-_NEVER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,11 @@ class Setting:
             raise ValueError(f"draft_length={self.draft_length}: allowed is 0 to {MAX_DRAFT_LENGTH}")
         if not 1 <= self.siblings <= TOP:
             raise ValueError(f"siblings={self.siblings}: allowed is 1 to {TOP}, which is what was recorded")
+        if self.siblings > 1 and self.candidates > MAX_CANDIDATES:
+            raise ValueError(
+                f"siblings={self.siblings} with draft_length={self.draft_length}: allowed are up to "
+                f"{MAX_CANDIDATES} candidates in all"
+            )
         if self.siblings > 1 and self.rule is not None:
             raise ValueError(f"siblings={self.siblings} with a stop rule: it stops chains")
 
@@ -53,6 +57,11 @@ class Setting:
         return f"E = {self.exit_layer}, K = {self.draft_length}{width}{rule}"
 
     @property
+    def candidates(self) -> int:
+        """Most draft tokens of a round and row."""
+        return self.draft_length * self.siblings
+
+    @property
     def rule(self) -> StopRule | None:
         """When to stop drafting, None for never."""
         return StopRule.below(self.confidence_threshold) if self.stop is None else self.stop
@@ -60,7 +69,12 @@ class Setting:
     @property
     def shape(self) -> TreeOfDepth:
         """What is drafted at a given depth."""
-        return partial(with_siblings, width=self.siblings) if self.siblings > 1 else chain
+        return shape_of(self.siblings)
+
+
+def shape_of(siblings: int) -> TreeOfDepth:
+    """What is drafted at a given depth with so many candidates at each."""
+    return partial(with_siblings, width=siblings) if siblings > 1 else chain
 
 
 @dataclass(frozen=True)
@@ -90,13 +104,18 @@ class Replay:
         return self.tokens.sum() / self.row_rounds.sum(dim=1)
 
 
-def replay(recording: Recording, settings: Sequence[Setting], batch: int = 1) -> Replay:
+def replay(recording: Recording | Sequence[Recording], settings: Sequence[Setting], batch: int = 1) -> Replay:
     """The rounds of every setting on every prompt, `batch` consecutive prompts generated together.
 
+    Args:
+        recording: of a draft over exact K/V; or one for each draft position, of a draft over its own.
+
     Raises:
-        ValueError: a setting's exit layer was not recorded.
+        ValueError: a setting's exit layer, or as long a draft as it may make, was not recorded.
     """
-    tables = _Tables(recording, settings)
+    depths = [recording] if isinstance(recording, Recording) else list(recording)
+    recording = depths[0]
+    tables = _Tables(depths, settings)
     n_prompts = len(recording.lengths)
     padding = -n_prompts % batch
     ends = torch.cat([recording.lengths, recording.lengths.new_zeros(padding)])
@@ -111,7 +130,7 @@ def replay(recording: Recording, settings: Sequence[Setting], batch: int = 1) ->
     steps = torch.zeros(rounds.shape, dtype=torch.float64)
     while bool((active := at < ends).any()):
         # K of a round is cut by the most that any active row of the batch may still generate.
-        behind = torch.where(active, at, _NEVER).view(*rounds.shape, batch).amin(dim=-1)
+        behind = torch.where(active, at, NEVER).view(*rounds.shape, batch).amin(dim=-1)
         room = (recording.max_new_tokens - 1 - behind).clamp(min=0).repeat_interleave(batch, dim=1)
         length = torch.minimum(longest, room)
         accepted, least, most, expected = tables.round(at, length)
@@ -142,21 +161,26 @@ def replay(recording: Recording, settings: Sequence[Setting], batch: int = 1) ->
 class _Tables:
     """Per distinct exit and rule: how far a draft from each position would stand, and where it would stop."""
 
-    def __init__(self, recording: Recording, settings: Sequence[Setting]) -> None:
-        exits = [recording.index_of(setting.exit_layer) for setting in settings]
+    def __init__(self, depths: Sequence[Recording], settings: Sequence[Setting]) -> None:
+        longest = max((setting.draft_length for setting in settings), default=0)
+        if longest > len(depths) > 1:
+            raise ValueError(f"draft_length={longest}: drafts of up to {len(depths)} tokens were recorded")
+        inside = depths[0].inside
+        exits = [depths[0].index_of(setting.exit_layer) for setting in settings]
         keys = [(e, s.rule, s.siblings) for e, s in zip(exits, settings, strict=True)]
         distinct = list(dict.fromkeys(keys))
-        right, inside = recording.right, recording.inside
-        runs = {e: run_lengths(right[e]) for e in set(exits)}
-        stops = {(e, rule): stop_lengths(recording.confidence[e], inside, rule) for e, rule, _ in distinct}
+        right = [recording.right for recording in depths]
+        runs = {e: run_lengths(*(each[e] for each in right)) for e in set(exits)}
+        confidence = {e: [recording.confidence[e] for recording in depths] for e in set(exits)}
+        stops = {(e, rule): stop_lengths(confidence[e], inside, rule) for e, rule, _ in distinct}
         self._of = torch.tensor([distinct.index(key) for key in keys])[:, None]
         self._run = torch.stack([runs[e] for e, _, _ in distinct])
         self._stop = torch.stack([stops[e, rule] for e, rule, _ in distinct])
-        self._hit = torch.stack([_sibling_hits(recording, e, width) for e, _, width in distinct])
+        self._hit = torch.stack([sibling_hits(depths, e, width) for e, _, width in distinct])
         self._ruled = torch.tensor([rule is not None for _, rule, _ in distinct])
         first_steps = [(stops[e, rule][:, :-1] > 1)[inside] for e, rule, _ in distinct]
         self._going_on = torch.stack([goes_on.double().mean() for goes_on in first_steps])
-        self._ends = recording.lengths
+        self._ends = depths[0].lengths
 
     def round(self, at: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """accepted, least and most drafted, and their expectation, of rounds [S, P] from positions `at`."""
@@ -169,49 +193,11 @@ class _Tables:
         # A row that the rule has not stopped by then drafts at least one token more.
         least = torch.where(self._ruled[self._of] & ~stopped, torch.minimum(most, known + 1), most)
         chain = torch.minimum(run, most)
-        missed = (chain < most) & self._hit[self._of, columns, at + chain]
+        depth = chain.clamp(max=self._hit.shape[1] - 1)
+        missed = (chain < most) & self._hit[self._of, depth, columns, at + chain]
         return chain + missed, least, most, least + self._further(most - least)
 
     def _further(self, spare: Tensor) -> Tensor:
         """Tokens [S, P] drafted of `spare` ones, if a rule goes on as often as it does along the text."""
         share = self._going_on[self._of].clamp(max=1 - 1e-9)
         return (share - share ** (spare + 1)) / (1 - share)
-
-
-def run_lengths(right: Tensor) -> Tensor:
-    """How many positions from each one on are right without a gap: [P, N] bool -> [P, N+1] int64."""
-    out = torch.zeros(right.shape[0], right.shape[1] + 1, dtype=torch.int64)
-    for t in reversed(range(right.shape[1])):
-        out[:, t] = torch.where(right[:, t], out[:, t + 1] + 1, 0)
-    return out
-
-
-def stop_lengths(confidence: Tensor, inside: Tensor, rule: StopRule | None) -> Tensor:
-    """Tokens that a rule lets a round from each position draft along the text: [P, N] -> [P, N+1] int64.
-
-    A very large number where the rule does not stop before the longest draft or the end of the text.
-    """
-    out = torch.full((confidence.shape[0], confidence.shape[1] + 1), _NEVER)
-    if rule is None:
-        return out
-    worth: Tensor | None = None
-    going = inside.clone()
-    for step in range(min(MAX_DRAFT_LENGTH, confidence.shape[1])):
-        # Column t is the round that began there; its draft position `step` stands at column t + step.
-        width = confidence.shape[1] - step
-        before = None if worth is None else worth[:, :width]
-        worth = rule.worth(before, confidence[:, step:], step)
-        going = going[:, :width] & inside[:, step:]
-        stops = going & rule.stops(worth, step)
-        out[:, :width][stops] = step + 1
-        going = going & ~stops
-        if not bool(going.any()):
-            break
-    return out
-
-
-def _sibling_hits(recording: Recording, exit_index: int, siblings: int) -> Tensor:
-    """Whether one of the next best candidates is the target's choice: [P, N+1] bool."""
-    others = recording.candidates[exit_index, :, :, 1:siblings]
-    hits = (others == recording.tokens[..., None]).any(dim=-1) & recording.inside
-    return torch.nn.functional.pad(hits, (0, 1))

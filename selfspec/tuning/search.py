@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from selfspec.tree import MAX_CANDIDATES
 from selfspec.tuning.calibration import calibrate, paying_rule
 from selfspec.tuning.cost_model import CostModel
 from selfspec.tuning.prediction import Limits, Prediction, predict, round_times, worst_round
-from selfspec.tuning.recording import Recording
+from selfspec.tuning.recording import TOP, Recording
 from selfspec.tuning.replay import Setting, replay
 
 LONGEST = 12
@@ -28,7 +29,7 @@ class Found:
     """What the search saw."""
 
     setting: Setting
-    """The best one."""
+    """The best chain: calls under a profile draft chains."""
     best: Prediction
     plain: Prediction
     """AR"""
@@ -38,6 +39,11 @@ class Found:
     """Exit layer -> tokens per round and row by draft length, from 0, whatever the limits."""
     tried: int
     """Settings that were replayed."""
+    branching: Setting | None = None
+    """The best with siblings, None where such rounds were not timed. With two at every depth it is
+    `wrap(model, exit_layer=E, draft_length=K, tree="siblings")`, with more `tree=branching.shape(K).parents`.
+    """
+    best_branching: Prediction | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class _Space:
         """Whether its longest round keeps to the limits."""
         if self.limits == Limits():
             return True
-        working = self.batch * (setting.draft_length + 1) * self.column_bytes
+        working = self.batch * (setting.candidates + 1) * self.column_bytes
         return self.limits.allow(self.worst(setting), working)
 
     def worst(self, setting: Setting) -> float:
@@ -76,7 +82,7 @@ def search(
     limits: Limits | None = None,
     column_bytes: int = 0,
 ) -> Found:
-    """Try every exit, draft length and threshold, and rules derived from the costs.
+    """Try every exit, draft length and threshold, rules derived from the costs, and every width of siblings.
 
     Args:
         column_bytes: working memory per row and verified token, for `limits.bytes`.
@@ -104,8 +110,28 @@ def search(
     if rates[simplest] >= _SIMPLER * rates[best]:
         best = simplest
     surface = tuple((allowed[i].exit_layer, allowed[i].draft_length, float(rates[i])) for i in simple[1:])
-    chosen, ar = predict(recording, costs, [allowed[best], plain], batch)
-    return Found(allowed[best], chosen, ar, surface, tokens_by_length(recording, longest), len(allowed))
+    trees = list(filter(space.within, _with_siblings(grid, costs)))
+    branching = [trees[int(space.rates(trees).argmax())]] if trees else []
+    chosen, ar, *forked = predict(recording, costs, [allowed[best], plain, *branching], batch)
+    return Found(
+        setting=allowed[best],
+        best=chosen,
+        plain=ar,
+        surface=surface,
+        tokens=tokens_by_length(recording, longest),
+        tried=len(allowed) + len(trees),
+        branching=next(iter(branching), None),
+        best_branching=next(iter(forked), None),
+    )
+
+
+def _with_siblings(chains: Sequence[Setting], costs: CostModel) -> Iterator[Setting]:
+    """The chains with 2 and more candidates at every depth, as far as such rounds were timed."""
+    if not costs.knows_siblings:
+        return
+    most = min(MAX_CANDIDATES, costs.most_columns - 1)
+    for width in range(2, TOP + 1):
+        yield from (replace(s, siblings=width) for s in chains if width * s.draft_length <= most)
 
 
 def tokens_by_length(recording: Recording, longest: int) -> dict[int, tuple[float, ...]]:

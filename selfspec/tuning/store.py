@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ from selfspec.tuning.profile import Profile, ProfileError
 
 Source: TypeAlias = str | Path | Profile
 """A profile, or the file that holds one."""
+
+_log = logging.getLogger("selfspec")
 
 
 def profiles_folder() -> Path:
@@ -65,13 +68,21 @@ def kept_profiles(model: Any) -> dict[str, Profile]:
     """The profiles kept for this model, device and dtype, newest last; none is no error.
 
     One that cannot be read is left out with a warning: it was not asked for, and generation works without it.
+    So is one of other hardware of this kind, which is said: it lies where this machine's would.
     """
     found: dict[str, Profile] = {}
     identity: Identity | None = None
     for profile in _kept(model):
         identity = identity or Identity.of(model)
-        if not identity.differences(profile.identity):
+        differences = identity.differences(profile.identity)
+        if not differences:
             found[profile.workload] = profile
+        elif default_path(identity, profile.workload) == default_path(profile.identity, profile.workload):
+            _log.warning(
+                "the profile kept of workload %r is not used: %s. Tune again for this machine",
+                profile.workload,
+                "; ".join(differences),
+            )
     return found
 
 

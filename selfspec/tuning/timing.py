@@ -20,6 +20,7 @@ from selfspec.call import Call
 from selfspec.drafting import EarlyExit, StopRule
 from selfspec.round import Draft
 from selfspec.tuning.cost_model import Cell, Timing
+from selfspec.tuning.replay import shape_of
 from selfspec.tuning.running import run_engine
 
 _NEVER_STOPS = StopRule((0.0,))
@@ -129,7 +130,7 @@ class _Stopwatch:
     def draft(self, call: Call, length: int) -> Draft:
         began = time.perf_counter()
         rule = _NEVER_STOPS if self._cell.checked else None
-        draft = EarlyExit(self._cell.exit_layer, rule=rule).draft(call, length)
+        draft = EarlyExit(self._cell.exit_layer, shape_of(self._cell.siblings), rule).draft(call, length)
         if draft.tokens.is_cuda:
             torch.cuda.synchronize(draft.tokens.device)
         self._draft_seconds = time.perf_counter() - began

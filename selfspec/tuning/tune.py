@@ -120,7 +120,7 @@ def _timed(
 ) -> tuple[list[Timing], CostModel]:
     """Rounds of all kinds, and the costs fitted to them."""
     long = long_context(prompts, asked.max_new_tokens, decoder.max_positions)
-    cells = default_cells(decoder.n_layers, longest, long)
+    cells = default_cells(decoder.n_layers, longest, long, trees=decoder.takes_trees)
     timings = [
         timing
         for rows in sorted({1, asked.batch})

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import VOCAB, tiny_model
+from tiny_models import VOCAB, tiny_model, wide_model
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.families import FAMILIES
@@ -16,10 +16,6 @@ from selfspec.device.window import DeviceWindow
 
 LEAN = [name for name, family in FAMILIES.items() if family.lean]
 SLOTS = 64
-
-
-def wide_model(family: str, **settings: Any) -> Any:
-    return tiny_model(family, head_dim=64, **settings)
 
 
 def passes(decoder: LayeredDecoder, tokens: torch.Tensor, first: list[int]) -> tuple[torch.Tensor, KVCache]:

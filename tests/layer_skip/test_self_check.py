@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import VARIANTS, tiny_model
+from torch import Tensor, nn
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.families import FAMILIES, UnsupportedModelError
@@ -69,4 +70,51 @@ def test_weights_of_another_size_than_the_config_says_are_refused(llama: Any) ->
 def test_a_model_of_one_layer_is_refused() -> None:
     model = tiny_model("llama", num_hidden_layers=1)
     with pytest.raises(UnsupportedModelError, match="one layer: there is none to exit from early"):
+        check_decoder(model, LayeredDecoder(model))
+
+
+class Int8Product(nn.Module):
+    """x W^T with both in 8 bits, as libraries make products of whole numbers."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.scale = float(linear.weight.detach().abs().max()) / 127
+        self.register_buffer("weight", (linear.weight.detach() / self.scale).round().to(torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-6) / 127
+        product = nn.functional.linear((x / scale).round(), self.weight.float())
+        return product * scale * self.scale
+
+
+def test_products_that_round_what_goes_in_are_reproduced_up_to_that(llama: Any) -> None:
+    """The last bit of a sum decides which way a value is rounded: a 127th, far more than fp32 loses."""
+    for layer in llama.model.layers:
+        layer.mlp.up_proj = Int8Product(layer.mlp.up_proj)
+    decoder = LayeredDecoder(llama)
+    assert check_decoder(llama, decoder) < 0.05
+    llama.model.norm.register_forward_hook(lambda module, given, out: out.flip(-1))
+    decoder._norm = nn.Identity()
+    with pytest.raises(UnsupportedModelError, match="gives other logits than its own forward"):
+        check_decoder(llama, decoder)
+
+
+class Closed(nn.Parameter):
+    """Weights that know few operations."""
+
+    def isfinite(self) -> Tensor:
+        raise NotImplementedError("isfinite")
+
+
+def test_weights_that_cannot_be_asked_for_nan_are_no_reason_to_hide_the_real_one(llama: Any) -> None:
+    llama.model.layers[0].mlp.up_proj.weight = Closed(llama.model.layers[0].mlp.up_proj.weight.detach())
+    decoder = LayeredDecoder(llama)
+    decoder._norm = nn.Identity()
+    with pytest.raises(UnsupportedModelError, match="gives other logits than its own forward"):
+        check_decoder(llama, decoder)
+
+
+def test_a_model_without_weights_yet_is_refused() -> None:
+    model = tiny_model("llama").to("meta")
+    with pytest.raises(UnsupportedModelError, match="on the meta device: load them, then wrap it"):
         check_decoder(model, LayeredDecoder(model))

@@ -45,6 +45,28 @@ def test_a_model_cast_after_it_was_wrapped_generates_in_its_new_dtype(
     assert_own_text(llama)
 
 
+def test_a_model_whose_weights_were_taken_away_is_a_clear_error(llama: Any) -> None:
+    selfspec.wrap(llama, **SETTINGS)
+    llama.to("meta")
+    with pytest.raises(UnsupportedModelError, match="on the meta device: load them"):
+        llama.generate(
+            **{name: x.to("meta") if name != "max_new_tokens" else x for name, x in REQUEST.items()}
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("setting", WAYS, ids=str)
+def test_a_model_moved_after_it_was_wrapped_generates_where_it_is(
+    llama: Any, setting: dict[str, Any]
+) -> None:
+    selfspec.wrap(llama, **setting, strict=True)
+    assert_own_text(llama)
+    llama.cuda()
+    assert_own_text(llama, **{name: REQUEST[name].cuda() for name in ("input_ids", "attention_mask")})
+    llama.cpu()
+    assert_own_text(llama)
+
+
 def test_a_model_is_checked_again_once_for_every_change(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = []
     check = selfspec.rechecking.check_decoder

@@ -178,24 +178,6 @@ def test_a_grammar_that_raises_on_prefixes_outside_of_it_is_kept(
     assert torch.equal(llama.generate(**request), expected)
 
 
-def test_lm_format_enforcer_constrains_a_wrapped_model_as_ever(llama: Any, tokenizer: Any) -> None:
-    enforcer = pytest.importorskip("lmformatenforcer", reason="an optional library for structured output")
-    integration = pytest.importorskip(
-        "lmformatenforcer.integrations.transformers", reason="it needs an older transformers"
-    )
-    tokenizer.add_special_tokens({"eos_token": "~"})
-
-    def request() -> dict[str, Any]:
-        parser = enforcer.RegexParser(r"(ab|cd){2,4}x[0-9]{3}")
-        allowed = integration.build_transformers_prefix_allowed_tokens_fn(tokenizer, parser)
-        ends = {"eos_token_id": tokenizer.eos_token_id, "max_new_tokens": 20}
-        return {**random_prompts(6, 9), **ends, "prefix_allowed_tokens_fn": allowed}
-
-    expected = own_generate(llama, **request())
-    selfspec.wrap(llama, **SETTINGS)
-    assert torch.equal(llama.generate(**request()), expected)
-
-
 def test_a_wrapped_model_that_drafts_for_another_is_the_model_itself() -> None:
     target, assistant = tiny_model("llama"), tiny_model("llama", seed=1)
     request = {**random_prompts(9), "max_new_tokens": 12, "assistant_model": assistant}

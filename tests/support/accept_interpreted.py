@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -13,10 +14,16 @@ from torch import Tensor
 
 from selfspec_kernels import accept_launch
 from selfspec_kernels.accept import Sampling, accept, accept_choices, processed
+from selfspec_kernels.filter_launch import Cut
 from selfspec_kernels.noise import Noise
 
 PARENTS, DEPTH = (0, 1, 0, 3, 4, 1, 2), 3
 """Two branches, and a sibling; more candidates hang on the last one."""
+
+SMALL = Cut(block=64, group=8, few=4, together=4, chunk=8, most=512)
+"""So that a small vocabulary has many groups, and candidates more than one chunk."""
+SLOW = Cut(block=64, group=8, few=4, together=4, chunk=8, most=1)
+"""Candidates never fit."""
 
 CASES = {
     "one token of vocabulary": Case(1, 1, 0),
@@ -29,22 +36,51 @@ CASES = {
     "all filters": Case(2, 130, 1, noisy=True, temperature=1.5, top_k=30, top_p=0.9, min_p=0.1),
     "no limits": Case(1, 70, 1, noisy=True, top_k=0, top_p=1.0),
     "min-p": Case(1, 70, 1, min_p=0.3),
+    "a wide nucleus": Case(2, 300, 1, noisy=True, temperature=2.0, top_k=60, top_p=0.95),
+    "k beyond the groups": Case(2, 90, 2, torch.bfloat16, noisy=True, top_k=40, apart=True),
+    "nothing drafted": Case(3, 110, 0, torch.float16, noisy=True, top_k=9, top_p=0.8),
+    "one token passes": Case(1, 110, 1, noisy=True, top_k=1, top_p=0.0),
+    "k beyond the vocabulary": Case(2, 30, 1, noisy=True, top_k=50, top_p=0.7),
+}
+CASES |= {
+    f"{name}, slowly": replace(CASES[name], slow=True)
+    for name in ("top-k", "top-p", "all filters", "no limits", "min-p", "nothing drafted")
 }
 MUTATIONS = {
-    "one part only": ("a chain", "index = tl.program_id(1) * part", "index = part * 0"),
+    "one part only": ("a chain", "tl.program_id(1) * BLOCK + at", "at"),
     "one part's sum": ("a chain", "mass * tl.exp(top - base[:, None])", "mass"),
     "every candidate stands": ("a chain", "(token == choice_before)[:, None]", "(token >= 0)[:, None]"),
     "a tree is a chain": ("a tree", "if parents_ptr is not None", "if False"),
     "the walk stops after one": ("a tree", "range(1, depth + 1)", "range(1, 2)"),
     "columns of a chain": ("a tree", "at_column(node, column, parent), column)", "column - 1, column)"),
-    "no noise": ("nothing contiguous", "noisy += gumbel(key, n)", "pass"),
+    "no noise": (
+        "nothing contiguous",
+        "noisy += gumbel(position_key(tl.load(keys_ptr + b), position), n)",
+        "pass",
+    ),
     "the first position's noise": ("nothing contiguous", "row % m * position_column_stride", "0"),
     "no temperature": ("nothing contiguous", "tl.load(temperature_ptr)", "1.0"),
     "the first row's logits": ("nothing contiguous", "b.to(tl.int64) * row_stride", "b.to(tl.int64) * 0"),
-    "one less than k": ("top-k", "else count >= need", "else count >= need - 1"),
+    "one less than k": ("top-k", "(rank < k)", "(rank < k - 1)"),
+    "one less than k, slowly": ("top-k, slowly", "else count >= need", "else count >= need - 1"),
+    "ties are cut": ("top-k", "other[None, :] > score[:, None]", "other[None, :] >= score[:, None]"),
+    "ties are cut, slowly": ("top-k, slowly", "over - 1, low)", "over, low)"),
     "no top-p": ("top-p", "if p < 1.0", "if p < 0.0"),
-    "mass that top-k dropped": ("all filters", "top, threshold, BLOCK)", "top, LOWEST, BLOCK)"),
-    "no min-p": ("min-p", "& (tl.exp(score - top) >= min_p)", ""),
+    "no top-p, slowly": ("top-p, slowly", "if p < 1.0", "if p < 0.0"),
+    "mass that top-k dropped": ("all filters", "p * mass", "p * mass * 1.2"),
+    "mass that top-k dropped, slowly": (
+        "all filters, slowly",
+        "top, threshold, BLOCK)",
+        "top, LOWEST, BLOCK)",
+    ),
+    "no min-p": ("all filters", "& (tl.exp(score - top) >= min_p)", ""),
+    "no min-p, slowly": ("min-p, slowly", "& (tl.exp(score - top) >= min_p)", ""),
+    "candidates without noise": ("all filters", "noisy += gumbel(key, n)", "pass"),
+    "the whole vocabulary without noise": ("no limits, slowly", "noisy += gumbel(key, n)", "pass"),
+    "the first chunk of candidates": ("a wide nucleus", "range(0, total, CHUNK)", "range(0, CHUNK, CHUNK)"),
+    "the first groups": ("a wide nucleus", "range(0, count, TOGETHER)", "range(0, TOGETHER, TOGETHER)"),
+    "too high a bound": ("top-k", "low = tl.where(enough, middle, low)", "low = middle"),
+    "groups are enough or none": ("k beyond the groups", "low = tl.full((), NOTHING, tl.int32)", "low = up"),
 }
 
 
@@ -55,7 +91,9 @@ def error(case: Case, launch: ModuleType) -> float:
     noise = noise_of(case, case.candidates + 1) if case.noisy else None
     parents, depth = tree_of(case)
     draft = drafted(case, processed(logits, sampling), noise, parents)
-    found = launch.accept(logits, draft, sampling, noise, parents, depth, block=64)
+    found = launch.accept(
+        logits, draft, sampling, noise, parents, depth, block=64, cut=SLOW if case.slow else SMALL
+    )
     shape = {} if parents is None else {"parents": parents, "depth": depth}
     return difference(
         found, accept(logits, draft, sampling=sampling, noise=noise, **shape, backend="reference")
@@ -87,9 +125,24 @@ def not_a_number() -> list[bool]:
     logits = torch.zeros(2, 1, 100)
     logits[0, 0, 70] = float("nan")
     draft = torch.empty(2, 0, dtype=torch.int64)
-    settings = Sampling(), settings_of(Case(top_k=5))
-    found = [accept_launch.accept(logits, draft, sampling, None, None, 0, block=64) for sampling in settings]
+    ways = [(Sampling(), SMALL)]
+    ways += [(settings_of(Case(top_k=5, min_p=min_p)), cut) for min_p in (None, 0.1) for cut in (SMALL, SLOW)]
+    found = [accept_launch.accept(logits, draft, way, None, None, 0, block=64, cut=cut) for way, cut in ways]
     return torch.cat([verdict.logprobs for verdict in found]).isnan().flatten().tolist()
+
+
+def nothing_allowed() -> list[bool]:
+    """Rows of which one has no token: whose log-probabilities are NaN, with filters, whether fast or not."""
+    logits = torch.zeros(2, 1, 100)
+    logits[0] = float("-inf")
+    draft = torch.empty(2, 0, dtype=torch.int64)
+    settings = settings_of(Case(top_k=5)), settings_of(Case(top_p=0.5)), settings_of(Case(min_p=0.5))
+    found = [
+        accept_launch.accept(logits, draft, sampling, None, None, 0, cut=cut).logprobs
+        for sampling in settings
+        for cut in (SMALL, SLOW)
+    ]
+    return torch.cat(found).isnan().flatten().tolist()
 
 
 def far_apart() -> list[int]:
@@ -122,7 +175,7 @@ def dispatched() -> float:
 def main() -> None:
     prepare()
     results = run(CASES, MUTATIONS, error, "accept_launch")
-    results |= {"nan": not_a_number(), "far apart": far_apart()}
+    results |= {"nan": not_a_number(), "nothing allowed": nothing_allowed(), "far apart": far_apart()}
     results |= {"walk": choices_walk(), "dispatched": dispatched()}
     print(json.dumps(results))
 

@@ -32,6 +32,8 @@ class Case:
     """Nothing is contiguous."""
     equal: bool = False
     """Every score occurs several times, and -0.0 beside 0.0."""
+    slow: bool = False
+    """Candidates for what passes the filters never fit where they are written down."""
 
 
 def settings_of(case: Case) -> Sampling:

@@ -64,8 +64,20 @@ def compile_kernel(
         )
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
+    if options.get("launch_pdl"):
+        _check_wait(sass)
     spilled = len(re.findall(r"\b(?:LDL|STL)\b", sass))
     return Compiled(int(found[1]), int(found[2]), spilled, compiled.metadata.shared, sass)
+
+
+def _check_wait(sass: str) -> None:
+    """The next kernel is let in first, the one before is waited for, and only then is memory touched.
+
+    Prefetches aside, and loads past the first-level cache (`.cg`), which only hints may come from.
+    """
+    found = re.findall(r"\b(PREEXIT|ACQBULK|EXIT|(?:LD|ST|ATOM|RED)G?\.E\S*|(?:LDGSTS|ATOMG|REDG)\S*)", sass)
+    touching = [one for one in found if not one.startswith("LDG.E.STRONG.GPU")]
+    assert touching[:2] == ["PREEXIT", "ACQBULK"], touching[:4]
 
 
 def check_resources(found: Compiled, capability: int) -> None:

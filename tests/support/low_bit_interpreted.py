@@ -20,11 +20,12 @@ CASES: dict[str, tuple[torch.dtype, int, int, int, int, int, bool]] = {
     # dtype, rows, outputs, inputs, group, splits, bias
     "one row, one group": (BF16, 1, 40, 32, 32, 1, True),
     "two rows, odd number of groups": (BF16, 2, 33, 96, 32, 1, False),
-    "five rows, two steps": (BF16, 5, 33, 608, 32, 1, True),
-    "two splits of two steps, the second cut short": (BF16, 2, 20, 1120, 32, 2, True),
-    "three rows, groups of 128, a split with nothing to do": (BF16, 3, 50, 384, 128, 3, True),
+    "five rows, several tiles a slice": (BF16, 5, 33, 2080, 32, 1, True),
+    "two splits, the second cut short": (FP32, 2, 20, 1120, 32, 2, True),
+    "three rows, groups of 128": (BF16, 3, 50, 384, 128, 1, True),
     "sixteen rows, fewer outputs than a block": (BF16, 16, 7, 384, 64, 1, True),
     "more rows than a block": (FP16, 18, 33, 128, 64, 1, True),
+    "a split with nothing to do": (FP32, 3, 20, 384, 64, 3, True),
     "fp16, one output": (FP16, 3, 1, 576, 32, 1, False),
     "fp32, one row": (FP32, 1, 17, 608, 32, 1, True),
     "fp32, five rows, groups of 64, splits": (FP32, 5, 33, 192, 64, 2, True),
@@ -34,30 +35,43 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     # case, source, what it becomes
     "no offset": ("one row, one group", "tl.fma(scale, -(BASE + 8.0), offset)", "scale * -(BASE + 8.0)"),
     "zero level": ("one row, one group", "-(BASE + 8.0)", "-BASE"),
-    "high nibbles twice": ("two rows, odd number of groups", "(bytes & 15)", "(bytes >> 4)"),
-    "odd scales for even groups": (
+    "low nibbles twice": (
         "two rows, odd number of groups",
-        "even = tl.load(pair_ptrs, mask",
-        "even = tl.load(pair_ptrs + groups_apart, mask",
+        "_nibbles(pairs, 4, BASE)",
+        "_nibbles(pairs, 0, BASE)",
     ),
-    "scales of the first step": ("five rows, two steps", "even = next_even", "pass"),
-    "inputs beyond the last group": (
+    "words the other way round": (
+        "one row, one group",
+        "first, second = tl.split",
+        "second, first = tl.split",
+    ),
+    "halves of words the other way round": (
+        "one row, one group",
+        "AT + 16 * tl.arange(0, 2)",
+        "AT + 16 - 16 * tl.arange(0, 2)",
+    ),
+    "one scale for both halves": (
         "two rows, odd number of groups",
-        "mask=row_in & (group + 1 < groups)[:, None, None]",
-        "mask=row_in & (group < groups)[:, None, None]",
+        "high_pair, TILES",
+        "low_pair, TILES",
     ),
-    "every split the first": (
-        "two splits of two steps, the second cut short",
-        "tl.program_id(1) * steps",
-        "0 * steps",
+    "scales beyond the last group": (
+        "two rows, odd number of groups",
+        "mask=(first + slice) * 64 + 32 < K, other=0",
+        "mask=(first + slice) * 64 < K, other=0",
     ),
-    "one split is not added": ("two splits of two steps, the second cut short", "range(splits)", "range(1)"),
-    "bias twice": (
-        "fp32, one row",
-        "total += tl.load(bias_ptr + n,",
-        "total += 2 * tl.load(bias_ptr + n,",
+    "scales of the first tile": (
+        "five rows, several tiles a slice",
+        "pair_ptrs += SLICES * 64 // GROUP * apart",
+        "pair_ptrs += 0",
     ),
+    "rows of a block in the wrong order": ("more rows than a block", "at // (256 * SLICES) * 8 + at", "at"),
+    "inputs in the order of memory": ("one row, one group", "(1, 5, 3, 4, 6, 0, 2)", "(1, 3, 4, 5, 6, 0, 2)"),
+    "every split the first": ("two splits, the second cut short", "tl.program_id(1) * steps", "0 * steps"),
+    "one split is not added": ("two splits, the second cut short", "range(splits)", "range(1)"),
+    "bias twice": ("fp32, one row", "total += tl.load(bias_ptr + n,", "total += 2 * tl.load(bias_ptr + n,"),
     "offsets of fp32": ("fp32, one row", "scales_ptrs + 1", "scales_ptrs"),
+    "bytes of fp32": ("fp32, one row", "j % 8 // 4", "0"),
 }
 
 
@@ -78,9 +92,9 @@ def operands(case: str) -> tuple[list[torch.Tensor | None], int]:
 def error(case: str, launch: ModuleType) -> float:
     """Largest difference to the reference over the largest output; infinity where an output is not finite."""
     tensors, splits = operands(case)
-    x, packed, scales, _ = tensors
-    group = x.shape[1] // len(scales)
-    chosen = launch.plan(len(x), len(packed), x.shape[1], group, x.dtype, 132)
+    x, _, scales, _ = tensors
+    groups, n, _ = scales.shape
+    chosen = launch.plan(len(x), n, x.shape[1], x.shape[1] // groups, x.dtype, 132)
     out = launch.product(*tensors, replace(chosen, splits=splits)).float()
     expected = reference_product(*tensors).float()
     relative = (out - expected).abs().max() / expected.abs().max()

@@ -40,56 +40,58 @@ class Case:
     multiplier: float = 1.0
     activation: str | None = None
     """Of a gated product."""
-    block_n: int | None = None
-    chunk: int | None = None
+    cut: tuple[int, int, int] | None = None
+    """Outputs a program, slices, steps under way."""
 
 
 CASES = {
     "one matrix": Case((40,)),
     "one output": Case((1,), 32),
     "three matrices within one block": Case((5, 3, 4), rows=2, biases=(0, 1, 2)),
-    "two matrices, several steps": Case((33, 20), 1120, rows=3, biases=(1,)),
+    "two matrices, several steps": Case((33, 20), 1120, rows=3, biases=(1,), cut=(16, 4, 2)),
     "three matrices, a residual": Case((20, 17, 30), 192, 64, 5, residual=True, biases=(0, 2)),
     "a residual and a multiplier": Case((50,), 384, 128, 2, residual=True, multiplier=0.22),
     "a multiplier alone": Case((18,), multiplier=3.3),
     "bf16, more rows than a block": Case((33, 7), 192, rows=18, dtype=BF16, residual=True, biases=(0, 1)),
-    "blocks of 32": Case((40, 30), 192, rows=9, block_n=32),
-    "blocks of 64, chunks smaller than a group": Case((70,), 384, 64, 2, block_n=64, chunk=32),
+    "blocks of 32": Case((40, 30), 192, rows=9, cut=(32, 4, 1)),
+    "blocks of 64, even steps": Case((70,), 1024, 64, 2, cut=(64, 4, 2)),
     "fp32": Case((10, 20), dtype=FP32, residual=True, multiplier=0.5, biases=(0,)),
     "gated by silu": Case((20, 20), rows=3, activation="silu"),
-    "gated by gelu, several steps, biases": Case((9, 9), 1120, biases=(0, 1), activation="gelu"),
-    "gated by the tanh of gelu, blocks of 32": Case(
-        (33, 33), 192, 64, 18, BF16, biases=(1,), activation="gelu_tanh", block_n=32
+    "gated by gelu, several steps, biases": Case(
+        (9, 9), 1120, biases=(0, 1), activation="gelu", cut=(32, 4, 2)
+    ),
+    "gated by the tanh of gelu, blocks of 64": Case(
+        (33, 33), 192, 64, 18, BF16, biases=(1,), activation="gelu_tanh", cut=(64, 4, 1)
     ),
     "gated, fp32": Case((7, 7), dtype=FP32, activation="silu"),
 }
 MUTATIONS = {
-    "the second matrix in the first one's place": (
-        "three matrices within one block",
-        "own = n_in - _third(n_in, N1, N2, 0, N1, N1 + N2)",
-        "own = tl.minimum(n_in, N3 - 1)",
+    "the first tiles of a matrix for all": (
+        "two matrices, several steps",
+        "own = (t - _third(t, T1, T2, 0, T1, T1 + T2)).to",
+        "own = (t * 0).to",
     ),
     "the first matrix for all": (
         "two matrices, several steps",
-        "packed_1_ptr, packed_2_ptr, packed_3_ptr)\n    pairs",
-        "packed_1_ptr, packed_1_ptr, packed_3_ptr)\n    pairs",
+        "packed_1_ptr, packed_2_ptr, packed_3_ptr) +",
+        "packed_1_ptr, packed_1_ptr, packed_3_ptr) +",
     ),
     "scales of the first matrix": (
         "three matrices, a residual",
-        "pairs_1_ptr, pairs_2_ptr, pairs_3_ptr)\n    total",
-        "pairs_1_ptr, pairs_2_ptr, pairs_1_ptr)\n    total",
+        "pairs_1_ptr, pairs_2_ptr, pairs_3_ptr) +",
+        "pairs_1_ptr, pairs_2_ptr, pairs_1_ptr) +",
     ),
     "groups as far apart as the first matrix's": (
         "three matrices, a residual",
-        "apart = _third(n_in, N1, N2, N1, N2, N3)",
-        "apart = _third(n_in, N1, N2, N1, N1, N1)",
+        "apart = _third(t, T1, T2, N1, N2, N3)",
+        "apart = _third(t, T1, T2, N1, N1, N1)",
     ),
     "bias of the wrong matrix": (
         "three matrices within one block",
-        "bias_3_ptr, n - N1 - N2, N3",
-        "bias_3_ptr, n, N3",
+        "bias_3_ptr, tl.where(own_in, n, N) - N1 - N2, N3",
+        "bias_3_ptr, tl.where(own_in, n, N), N3",
     ),
-    "one step": ("two matrices, several steps", "tl.cdiv(row_bytes // CHUNK, SLICES)", "1"),
+    "a step less": ("two matrices, several steps", "SLICES * AHEAD) - 1,", "SLICES * AHEAD) - 2,"),
     "rows of the first block": (
         "bf16, more rows than a block",
         "tl.program_id(1).to",
@@ -105,17 +107,17 @@ MUTATIONS = {
     "up is gated": ("gated by silu", "gate, up = tl.split", "up, gate = tl.split"),
     "gate twice": (
         "gated by silu",
-        "tl.where(both < HALF, gate_ptr, up_ptr)",
-        "tl.where(both < HALF, gate_ptr, gate_ptr)",
+        "tl.where(row < HALF, gate_ptr, up_ptr)",
+        "tl.where(row < HALF, gate_ptr, gate_ptr)",
     ),
     "gate's scales twice": (
         "gated by silu",
-        "tl.where(both < HALF, gate_pairs_ptr, up_pairs_ptr)",
-        "tl.where(both < HALF, gate_pairs_ptr, gate_pairs_ptr)",
+        "tl.where(output < HALF * 16, gate_pairs_ptr, up_pairs_ptr)",
+        "tl.where(output < HALF * 16, gate_pairs_ptr, gate_pairs_ptr)",
     ),
     "gate's bias twice": ("gated by gelu, several steps, biases", "up + up_bias", "up + gate_bias"),
     "one gelu for the other": ("gated by gelu, several steps, biases", "tl.erf(x * 0.7", "tl.erf(x * 0.5"),
-    "silu for gelu": ("gated by the tanh of gelu, blocks of 32", 'ACTIVATION == "silu"', "True"),
+    "silu for gelu": ("gated by the tanh of gelu, blocks of 64", 'ACTIVATION == "silu"', "True"),
 }
 
 
@@ -146,7 +148,9 @@ def error(case: Case, launch: ModuleType) -> float:
     """Largest difference to the reference over the largest output; infinity where an output is not finite."""
     x, matrices, residual = operands(case)
     chosen = launch.plan(case.rows, sum(case.outputs), case.inputs, case.group, 132)
-    chosen = replace(chosen, block_n=case.block_n or chosen.block_n, chunk=case.chunk or chosen.chunk)
+    if case.cut:
+        block_n, slices, stages = case.cut
+        chosen = replace(chosen, block_n=block_n, slices=slices, warps=slices, stages=stages)
     if case.activation is None:
         out = launch.products(x, matrices, residual, case.multiplier, chosen)
         expected = reference_products(x, matrices, residual, case.multiplier)

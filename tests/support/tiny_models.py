@@ -180,6 +180,20 @@ def tiny_model(family: str, *, vocab: int = VOCAB, seed: int = 0, **settings: An
     return model.eval()
 
 
+_WIDE_GPT = {"n_embd": 128, "n_head": 2}
+_WIDE: dict[str, dict[str, Any]] = {
+    "gpt2": _WIDE_GPT,
+    "gpt_bigcode": _WIDE_GPT,
+    "opt": {"hidden_size": 128, "num_attention_heads": 2, "word_embed_proj_dim": 128},
+}
+"""Families whose heads are no setting of their own."""
+
+
+def wide_model(family: str, **settings: Any) -> Any:
+    """The same with heads of 64, a size that the kernels have."""
+    return tiny_model(family, **_WIDE.get(family, {"head_dim": 64}), **settings)
+
+
 def random_prompts(*lengths: int, vocab: int = VOCAB, seed: int = 0) -> dict[str, Tensor]:
     """A left-padded batch of random prompts: input_ids and attention_mask, as a tokenizer returns them."""
     generator = torch.Generator().manual_seed(seed)

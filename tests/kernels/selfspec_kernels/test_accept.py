@@ -168,20 +168,24 @@ def test_choices_that_do_not_belong_together_are_named():
 
 def test_kernels_agree_with_the_reference_in_every_odd_shape():
     cases = results_of("accept")["cases"]
-    assert len(cases) >= 10
+    assert len(cases) >= 21
     for case, error in cases.items():
         assert error < 2e-5, case
 
 
 def test_broken_kernels_do_not_pass():
     mutations = results_of("accept")["mutations"]
-    assert len(mutations) >= 14
+    assert len(mutations) >= 26
     for mutation, found in mutations.items():
         assert found["error"] > 1e-2, mutation
 
 
 def test_a_nan_shows_in_the_log_probability_of_its_row_alone():
-    assert results_of("accept")["nan"] == [True, False, True, False]
+    assert results_of("accept")["nan"] == [True, False] * 5
+
+
+def test_a_row_without_any_token_shows_in_its_log_probability():
+    assert results_of("accept")["nothing allowed"] == [True, False] * 6
 
 
 def test_logits_may_lie_further_apart_than_int32_counts():
@@ -222,6 +226,44 @@ def test_triton_agrees_with_the_reference_on_the_gpu(filtered, vocabulary, dtype
     assert torch.equal(found.accepted, expected.accepted)
     assert torch.equal(found.tokens, expected.tokens)
     torch.testing.assert_close(found.logprobs, expected.logprobs, rtol=1e-4, atol=1e-4)
+
+
+FILTERS = {
+    "top-k, Hugging Face's default": (0.8, 50, None, None),
+    "one token": (1.0, 1, None, None),
+    "few candidates fit": (1.0, 3000, 0.9, None),
+    "a small nucleus": (0.4, None, 0.9, None),
+    "a large nucleus": (1.0, None, 0.9, None),
+    "min-p alone": (1.0, None, None, 0.05),
+    "no limits": (1.0, 0, 1.0, 0.0),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("nodes", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", FILTERS)
+def test_filters_keep_what_the_reference_keeps_on_the_gpu(name, dtype, nodes, cuda):
+    draw = torch.Generator().manual_seed(1)
+    logits = (torch.randn(2, nodes, 128_256, generator=draw) * 3).to(cuda, dtype)
+    temperature, top_k, top_p, min_p = (
+        None
+        if value is None
+        else torch.full((2,), value, dtype=torch.int32 if at == 1 else torch.float32, device=cuda)
+        for at, value in enumerate(FILTERS[name])
+    )
+    noise = noise_of(2, nodes, cuda)
+    draft = torch.zeros(2, nodes - 1, dtype=torch.int64, device=cuda)
+    settings = {"sampling": Sampling(temperature, top_k, top_p, min_p), "noise": noise}
+    found = accept(logits, draft, **settings, backend="triton")
+    again = accept(logits, draft, **settings, backend="triton")
+    expected = accept(logits, draft, **settings, backend="reference")
+    assert torch.equal(found.accepted, expected.accepted)
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.equal(found.columns, expected.columns)
+    assert torch.equal(found.logprobs, again.logprobs)
+    # A sum of exponentials in another order may end a nucleus one token earlier.
+    torch.testing.assert_close(found.logprobs, expected.logprobs, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.gpu

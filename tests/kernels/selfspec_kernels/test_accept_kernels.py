@@ -13,17 +13,26 @@ pytestmark = [
 ]
 
 NOISE = {"keys_ptr": "*i64", "positions_ptr": "*i64"}
-FILTERS = {"top_k_ptr": "*i32", "top_p_ptr": "*fp32", "min_p_ptr": "*fp32", "thresholds_ptr": "*i32"}
+FILTERS = {"top_k_ptr": "*i32", "top_p_ptr": "*fp32", "min_p_ptr": "*fp32"}
+ROOM = {"highs_ptr": "*fp32", "found_ptr": "*i32", "candidates_ptr": "*i32", "scores_ptr": "*fp32"}
+CHOSEN = {"choices_ptr": "*i64", "logprobs_ptr": "*fp32"}
 CHOICE = {"values_ptr": "*fp32", "scores_ptr": "*fp32", "indices_ptr": "*i32"}
 SUMS = {"tops_ptr": "*fp32", "masses_ptr": "*fp32"}
 OUT = {"accepted_ptr": "*i64", "tokens_ptr": "*i64", "logprobs_ptr": "*fp32", "columns_ptr": "*i64"}
 TEMPERATURE = {"temperature_ptr": "*fp32"}
+ALONE = ("accepted_ptr", "columns_ptr")
+KEPT = {"thresholds_ptr": "*i32", "kept_tops_ptr": "*fp32", "kept_masses_ptr": "*fp32"}
 
 CHOICES = {
     "greedy": ("*fp32", CHOICE),
     "coupled": ("*bf16", CHOICE | NOISE | TEMPERATURE),
-    "coupled, all filters": ("*fp32", CHOICE | NOISE | TEMPERATURE | FILTERS),
     "rejection": ("*bf16", TEMPERATURE),
+}
+FILTERED = {
+    "a draft, all filters": ("*bf16", 2048, NOISE | FILTERS | CHOSEN | {n: OUT[n] for n in ALONE}),
+    "256k tokens, all filters": ("*fp32", 4096, NOISE | FILTERS | CHOSEN),
+    "greedy, top-k": ("*bf16", 2048, {"top_k_ptr": "*i32"} | CHOSEN),
+    "rejection": ("*fp32", 2048, FILTERS | KEPT),
 }
 WALKS = {
     "choices made elsewhere, a chain": (16, 1, {"scores_ptr": "*fp32", "indices_ptr": "*i64"}),
@@ -52,9 +61,31 @@ def test_every_choice_fits_the_gpu_and_spills_nothing(name):
     from selfspec_kernels.launching import options
 
     logits, more = CHOICES[name]
-    fixed = {"FILTERS": "thresholds_ptr" in more, "BLOCK": BLOCK}
-    integers = "m V part row_stride column_stride position_row_stride position_column_stride"
-    checked(choice_kernel, {"logits_ptr": logits, **SUMS, **more}, fixed, options(WARPS), integers)
+    integers = "m V row_stride column_stride position_row_stride position_column_stride"
+    checked(choice_kernel, {"logits_ptr": logits, **SUMS, **more}, {"BLOCK": BLOCK}, options(WARPS), integers)
+
+
+@pytest.mark.parametrize("logits", ["*bf16", "*fp32"])
+def test_every_group_fits_the_gpu_and_spills_nothing(logits):
+    from selfspec_kernels.filter_kernels import group_kernel
+    from selfspec_kernels.filter_launch import CUT
+    from selfspec_kernels.launching import options
+
+    types = {"logits_ptr": logits, "highs_ptr": "*fp32", **SUMS, **TEMPERATURE}
+    fixed = {"GROUP": CUT.group, "BLOCK": CUT.block}
+    checked(group_kernel, types, fixed, options(CUT.group_warps), "m V groups row_stride column_stride")
+
+
+@pytest.mark.parametrize("name", FILTERED)
+def test_every_filter_fits_the_gpu_and_spills_nothing(name):
+    from selfspec_kernels.filter_kernels import filter_kernel
+    from selfspec_kernels.filter_launch import CUT, constants, filter_options
+
+    logits, groups, more = FILTERED[name]
+    integers = "m V groups parts row_stride column_stride position_row_stride position_column_stride"
+    types = {"logits_ptr": logits, **ROOM, **SUMS, **TEMPERATURE, **more}
+    fixed = constants(CUT, CUT.group * groups)
+    checked(filter_kernel, types, fixed, filter_options(CUT), integers)
 
 
 @pytest.mark.parametrize("name", WALKS)

@@ -1,10 +1,9 @@
-"""The Triton kernels without a GPU: what they compile to, and what their assembly computes."""
+"""The low-bit kernels without a GPU: what those for fp32 compile to, and what their assembly computes."""
 
 from __future__ import annotations
 
 import os
 import sys
-from itertools import product
 
 import numpy as np
 import pytest
@@ -16,61 +15,32 @@ pytestmark = [
 ]
 
 PROCESSORS = 132
-TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-
-PLANS = [
-    # Every tile that `plan` can choose. A group of 128 is a group of 64 whose scale is looked up at another
-    # place, and fp16 is bf16 with other constants: each of them is compiled once with the largest tile.
-    *product((torch.bfloat16,), (32, 64), (1, 16)),
-    (torch.bfloat16, 128, 16),
-    (torch.float16, 64, 16),
-    (torch.float32, 32, 1),
-    (torch.float32, 32, 16),
-]
-
-
-def compiled(dtype: torch.dtype, group: int, m: int, capability: int, whole: bool = True):
-    from ahead_of_time import compile_kernel
-
-    from selfspec_kernels import low_bit_kernels as kernels
-    from selfspec_kernels.low_bit_launch import constants, options, plan
-
-    chosen = plan(m, 4096, 4096, group, dtype, PROCESSORS)
-    kernel = {"dot": kernels.dot_kernel, "sum": kernels.sum_kernel}[chosen.kernel]
-    x = TYPES[dtype]
-    types = {"x_ptr": x, "packed_ptr": "*u8", "out_ptr": x if whole else "*fp32"}
-    types |= {"pairs_ptr": "*i32"} if chosen.kernel == "dot" else {"scales_ptr": x}
-    types |= {"bias_ptr": x} if whole else {}
-    types |= dict.fromkeys(("m", "N", "K", "row_bytes"), "i32")
-    fixed = constants(chosen, group, dtype) | {"PLAIN": False}
-    types = {name: types[name] for name in kernel.arg_names if name in types}
-    return compile_kernel(kernel, types, fixed, capability, options(chosen.warps))
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(("dtype", "group", "m"), PLANS, ids=str)
-def test_every_tile_fits_the_gpu_and_spills_nothing(dtype, group, m, capability):
-    from ahead_of_time import SHARED_MEMORY
+@pytest.mark.parametrize("m", [1, 16])
+@pytest.mark.parametrize("group", [32, 64])
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "split"])
+def test_fp32_fits_the_gpu_and_spills_nothing(whole, group, m, capability):
+    from ahead_of_time import check_resources, compile_kernel
 
-    found = compiled(dtype, group, m, capability)
-    assert found.shared_memory <= SHARED_MEMORY[capability]
-    assert (found.stack, found.local_accesses) == (0, 0)
-    assert found.registers <= 255
-    if dtype != torch.float32:
-        assert "HMMA" in found.sass
-        assert "LDGSTS" in found.sass  # levels and x are copied ahead
+    from selfspec_kernels.launching import options
+    from selfspec_kernels.low_bit_kernels import sum_kernel
+    from selfspec_kernels.low_bit_launch import plan, sum_constants
 
-
-def test_a_split_compiles_without_bias_into_fp32():
-    found = compiled(torch.bfloat16, 32, 1, 90, whole=False)
-    assert found.stack == 0
+    chosen = plan(m, 4096, 4096, group, torch.float32, PROCESSORS)
+    types = {"x_ptr": "*fp32", "packed_ptr": "*u8", "scales_ptr": "*fp32"}
+    types |= {"bias_ptr": "*fp32"} if whole else {}
+    types |= {"out_ptr": "*fp32", **dict.fromkeys(("m", "N", "K"), "i32")}
+    fixed = sum_constants(chosen, group)
+    check_resources(compile_kernel(sum_kernel, types, fixed, capability, options(chosen.warps)), capability)
 
 
 def test_adding_the_splits_compiles():
     from ahead_of_time import compile_kernel
 
+    from selfspec_kernels.launching import options
     from selfspec_kernels.low_bit_kernels import add_kernel
-    from selfspec_kernels.low_bit_launch import options
 
     types = {
         "parts_ptr": "*fp32",
@@ -84,9 +54,9 @@ def test_adding_the_splits_compiles():
         assert compile_kernel(add_kernel, types, {"BLOCK": 256}, capability, options(4)).stack == 0
 
 
-def run_ptx(text: str, register: int) -> dict[int, int]:
-    """What `$0`... hold after the few instructions that unpack one 32-bit register, `$6`."""
-    values = {"$6": register}
+def run_ptx(text: str, first: int, second: int) -> list[int]:
+    """What `$0` to `$7` hold after the few instructions that unpack two 32-bit registers, `$8` and `$9`."""
+    values = {"$8": first, "$9": second}
 
     def value(name: str) -> int:
         return values[name] if name in values else int(name, 0)
@@ -94,12 +64,7 @@ def run_ptx(text: str, register: int) -> dict[int, int]:
     for line in text.strip().strip("{}").split(";"):
         code, _, rest = line.strip().partition(" ")
         arguments = [argument.strip() for argument in rest.split(",")]
-        if code == "prmt.b32":
-            low, high, selector = map(value, arguments[1:])
-            source = (low | high << 32).to_bytes(8, "little")
-            picked = bytes(source[selector >> 4 * i & 7] for i in range(4))
-            values[arguments[0]] = int.from_bytes(picked, "little")
-        elif code == "lop3.b32":
+        if code == "lop3.b32":
             a, b, c, table = map(value, arguments[1:])
             assert table == 0xF0 & 0xCC | 0xAA  # (a & b) | c
             values[arguments[0]] = a & b | c
@@ -107,24 +72,21 @@ def run_ptx(text: str, register: int) -> dict[int, int]:
             values[arguments[0]] = value(arguments[1]) >> value(arguments[2])
         elif code == "shl.b32":
             values[arguments[0]] = value(arguments[1]) << value(arguments[2]) & 0xFFFFFFFF
-        elif code == "mov.b32":
-            values[arguments[0]] = value(arguments[1])
         else:
             assert code in ("", ".reg"), code
-    return {int(name[1:]): held for name, held in values.items() if name.startswith("$")}
+    return [values[f"${i}"] for i in range(8)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_the_assembly_turns_four_bytes_into_their_levels(dtype):
-    from selfspec_kernels import low_bit_dot_kernels as kernels
+def test_the_assembly_turns_two_words_into_their_levels(dtype):
+    from selfspec_kernels import low_bit_tile_kernels as kernels
 
     bf16 = dtype == torch.bfloat16
     text = (kernels.BF16_LEVELS if bf16 else kernels.FP16_LEVELS).value
     base = (kernels.BF16_BASE if bf16 else kernels.FP16_BASE).value
-    for four in np.random.default_rng(0).permutation(256).astype(np.uint8).reshape(-1, 4):
-        outputs = run_ptx(text, int.from_bytes(four.tobytes(), "little"))
-        words = np.array([outputs[i] for i in range(6)], dtype=np.uint32)
-        low, high, ones = torch.from_numpy(words.view(np.int16)).view(dtype).float().view(3, 4)
-        assert low.tolist() == [base + int(byte & 15) for byte in four]
-        assert high.tolist() == [base + int(byte >> 4) for byte in four]
-        assert ones.tolist() == [1.0] * 4
+    for eight in np.random.default_rng(0).permutation(256).astype(np.uint8).reshape(-1, 8):
+        found = np.array(run_ptx(text, *map(int, eight.view(np.uint32))), dtype=np.uint32)
+        levels = torch.from_numpy(found.view(np.int16)).view(dtype).double().view(2, 2, 2, 2)
+        for half, word, byte, lane in np.ndindex(2, 2, 2, 2):
+            stored = int(eight[4 * word + 2 * lane + byte]) >> 4 * half & 15
+            assert levels[half, word, byte, lane] == base + stored

@@ -49,14 +49,20 @@ def stored(group=32, **settings):
 def test_levels_come_back_as_they_were(group, groups):
     q = torch.randint(0, 16, (7, groups * group), dtype=torch.uint8)
     packed = pack_levels(q, group)
-    assert packed.shape == (7, (groups + 1) // 2 * group)
-    assert torch.equal(unpack_levels(packed, group, q.shape[1]), q)
+    assert packed.shape == (16, -(-groups * group // 64) * 32)
+    assert torch.equal(unpack_levels(packed, 7, q.shape[1]), q)
 
 
-def test_a_byte_holds_one_level_each_of_two_neighbouring_groups():
-    q = torch.zeros(1, 128, dtype=torch.uint8)
-    q[0, 3], q[0, 32 + 3] = 5, 9
-    assert pack_levels(q, 32)[0, 3] == 9 << 4 | 5
+def test_a_thread_finds_its_part_of_a_tile_side_by_side():
+    q = torch.zeros(16, 128, dtype=torch.uint8)
+    thread = 4 * 3 + 2  # outputs 3 and 11, inputs 16 to 23 and 48 to 55 of each tile
+    q[3, 64 + 16], q[3, 64 + 48 + 1] = 5, 9
+    q[11, 64 + 16 + 2], q[11, 64 + 48 + 4] = 6, 7
+    mine = pack_levels(q, 32).view(-1, 32, 16)[1, thread]
+    words = torch.zeros(4, 4, dtype=torch.uint8)
+    words[0, 0], words[0, 2] = 5, 9 << 4
+    words[3, 0], words[2, 1] = 6, 7 << 4
+    assert torch.equal(mine, words.flatten())
 
 
 def test_memory_is_half_a_byte_a_weight_and_two_numbers_a_group():
@@ -127,10 +133,10 @@ def test_importing_the_product_does_not_import_the_kernels():
 BROKEN = {
     "x must be": lambda x, p, s, b: (x.double(), p, s, b),
     "packed levels must be uint8": lambda x, p, s, b: (x, p.int(), s, b),
-    r"scales must be \[K / group, 48, 2\]": lambda x, p, s, b: (x, p, s.transpose(0, 1), b),
+    r"scales must be \[K / group, N, 2\]": lambda x, p, s, b: (x, p, s.transpose(1, 2), b),
     "190 inputs do not divide into the 6 groups": lambda x, p, s, b: (x[:, :190], p, s, b),
     "not 96": lambda x, p, s, b: (x, p, s[:2].contiguous(), b),
-    "take 96 bytes an output, packed has 64": lambda x, p, s, b: (x, p[:, :64].contiguous(), s, b),
+    r"packed as \[48, 96\], not as \[48, 64\]": lambda x, p, s, b: (x, p[:, :64].contiguous(), s, b),
     r"bias must be \[48\]": lambda x, p, s, b: (x, p, s, b[:5]),
     "scales is torch.bfloat16, x torch.float32": lambda x, p, s, b: (x, p, s.bfloat16(), b),
     "bias is torch.float16": lambda x, p, s, b: (x, p, s, b.half()),
@@ -192,7 +198,7 @@ def test_triton_agrees_with_the_reference_on_the_gpu(n, k, group, dtype, cuda):
 
 @pytest.mark.gpu
 def test_equal_inputs_give_equal_bits_on_the_gpu(cuda):
-    for n in (1024, 4096):  # with and without splits
+    for n in (1024, 4096):
         x, packed, scales, bias = stored(n=n, k=4096, m=5, dtype=torch.bfloat16, device=cuda)
         first = low_bit_product(x, packed, scales, bias, backend="triton")
         for _ in range(20):

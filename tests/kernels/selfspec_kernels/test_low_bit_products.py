@@ -85,7 +85,7 @@ def test_what_does_not_belong_together_is_named():
         low_bit_products(x, [])
     with pytest.raises(ValueError, match=r"groups of \[32, 64\] inputs"):
         low_bit_products(x, [one, matrix(group=64)])
-    with pytest.raises(ValueError, match="take 128 bytes an output, packed has 96"):
+    with pytest.raises(ValueError, match=r"packed as \[48, 128\], not as \[48, 96\]"):
         low_bit_products(rows(k=256), [PackedMatrix(one.packed, torch.zeros(8, 48, 2))])
     with pytest.raises(ValueError, match=r"bias is torch\.float16"):
         low_bit_products(x, [one, PackedMatrix(one.packed, one.scales, torch.zeros(48).half())])
@@ -112,7 +112,17 @@ def test_few_outputs_are_cut_smaller_and_rows_do_not_decide_it():
     assert plan(1, 28_672, 4096, 64, 132).block_n == 32
     assert len({plan(m, 6144, 4096, 64, 132).block_n for m in range(1, 17)}) == 1
     for m in (1, 16):
-        assert plan(m, 4096, 4096, 64, 132) in candidates(m, 4096, 64)
+        for n, k in ((4096, 4096), (6144, 4096), (28_672, 4096), (4096, 14336)):
+            assert plan(m, n, k, 64, 132) in candidates(m, k, 64)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
+def test_steps_come_out_even_where_they_can():
+    from selfspec_kernels.low_bit_products_launch import plan
+
+    for n, k in ((4096, 4096), (6144, 4096), (28_672, 4096), (4096, 14336), (2048, 8192), (896, 4864)):
+        chosen = plan(1, n, k, 64, 132)
+        assert k % (64 * chosen.slices * chosen.stages) == 0
 
 
 # Triton's interpreter, in a process of its own

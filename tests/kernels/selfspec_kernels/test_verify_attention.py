@@ -186,3 +186,14 @@ def test_a_tokens_bits_do_not_depend_on_who_is_beside_it_on_the_gpu(cuda):
             query[-1:, :, column : column + 1], key[-1:], value[-1:], lengths[-1:] + column
         )
         assert torch.equal(alone[0, 0], whole[-1, column])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", HEAD_SIZES)
+@pytest.mark.parametrize("slots", [200, 1500, 9000])
+def test_spans_and_their_parts_give_the_same_bits_on_the_gpu(slots, size, cuda):
+    from selfspec_kernels.verify_attention_launch import attend
+
+    tensors = operands(8, 8, 2, slots, size, torch.bfloat16, cuda, rows=3)
+    rest = (0.1, None, None, None, None, torch.randn(8, device=cuda))
+    assert torch.equal(*(attend(*tensors, *rest, whole=whole) for whole in (True, False)))

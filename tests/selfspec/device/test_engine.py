@@ -9,7 +9,7 @@ import torch
 from checks import own_generate, text
 from strategies import CHAINS, with_repeats
 from streams import Recorder
-from tiny_models import PAD, random_prompts, tiny_model
+from tiny_models import PAD, random_prompts, tiny_model, wide_model
 from torch import Tensor
 
 import selfspec
@@ -17,13 +17,6 @@ from layer_skip.families import FAMILIES
 from selfspec.rows import RoundEvent
 
 ONE, THREE = with_repeats(random_prompts(14)), with_repeats(random_prompts(9, 21, 2, seed=1))
-GPT = {"n_embd": 128, "n_head": 2}
-WIDE: dict[str, dict[str, Any]] = {
-    "gpt2": GPT,
-    "gpt_bigcode": GPT,
-    "opt": {"hidden_size": 128, "num_attention_heads": 2, "word_embed_proj_dim": 128},
-}
-"""Families whose heads are no setting of their own."""
 MODULES = ["gemma", "gemma2", "gemma3_text", "glm4", "gpt2", "olmo2", "opt", "phi3", "smollm3", "starcoder2"]
 """Families that run module by module, each with something that others lack."""
 LEAN = [name for name, family in FAMILIES.items() if family.lean]
@@ -32,11 +25,6 @@ SAMPLINGS: list[dict[str, Any]] = [
     {"temperature": 1.0, "top_k": 9},
     {"temperature": 1.3, "top_k": 30, "top_p": 0.9, "min_p": 0.05},
 ]
-
-
-def wide_model(family: str, **settings: Any) -> Any:
-    """A tiny model whose heads are of a size that the kernels have."""
-    return tiny_model(family, **WIDE.get(family, {"head_dim": 64}), **settings)
 
 
 @pytest.fixture

@@ -13,7 +13,10 @@ from tiny_models import random_prompts, tiny_model
 
 import selfspec
 from layer_skip.decoder import LayeredDecoder
-from selfspec.device.workspace import SLOT_QUANTUM, WorkspacePool, bucket
+from selfspec.device.buffers import Signature
+from selfspec.device.static_round import Kind
+from selfspec.device.workspace import SLOT_QUANTUM, WorkspacePool, bucket, capacity_for
+from selfspec.round import Arm
 from selfspec.shapes import FASTEST
 
 MEMORY = 1 << 20
@@ -33,6 +36,14 @@ def lent(pool: WorkspacePool, model: Any, rows: int = 1, slots: int = 100) -> An
 
 def test_a_size_is_rounded_up_to_few_sizes(model: Any) -> None:
     assert [bucket(n) for n in (1, 2, 3, 4, 5, 17)] == [1, 2, 4, 4, 8, 32]
+    assert [capacity_for(n) for n in (1, 512, 513, 4096, 4097, 16_400)] == [
+        512,
+        512,
+        1024,
+        4096,
+        5120,
+        20_480,
+    ]
     space = lent(WorkspacePool(), model, rows=3, slots=SLOT_QUANTUM + 1)
     assert (space.rows, space.capacity) == (4, 2 * SLOT_QUANTUM)
     assert all(key.shape[0] == 4 and key.shape[2] == 2 * SLOT_QUANTUM for key in space.cache.keys)
@@ -92,6 +103,39 @@ def test_weights_that_are_written_to_are_read_anew(on_device: None, model: Any) 
         model.lm_head.weight.mul_(-1)
     out = model.generate(**PROMPT, max_new_tokens=8)
     assert torch.equal(out, own_generate(model, **PROMPT, max_new_tokens=8))
+
+
+def test_a_short_last_draft_takes_a_longer_round_that_is_captured(model: Any) -> None:
+    space = lent(WorkspacePool(), model)
+
+    def kind(length: int, exit_layer: int = 2) -> Kind:
+        return Kind(Arm(exit_layer, low_bit=False), length, Signature())
+
+    assert space.ready_for(kind(2)) == kind(2)
+    for key in (kind(5), kind(7), kind(3, exit_layer=1), Kind(None, 4, Signature())):
+        space.graphs._captured[key] = None
+    assert [space.ready_for(kind(n)).length for n in (2, 5, 6, 7, 8)] == [5, 5, 7, 7, 8]
+    plain = Kind(None, 0, Signature())
+    assert space.ready_for(plain) == plain
+
+
+def test_tokens_past_the_end_of_a_longer_round_do_not_count(
+    on_device: None, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selfspec.wrap(model, draft="early_exit", exit_layer=3, draft_length=5)
+    request = {**PROMPT, "max_new_tokens": 12}
+    expected = model.generate(**request)
+    drafted = model.speculation.stats.drafted
+    longest = {"length": 0}
+
+    def always_five(self: Any, kind: Kind) -> Kind:
+        longest["length"] = max(longest["length"], 5 - kind.length)
+        return Kind(kind.arm, 5, kind.signature) if kind.length else kind
+
+    monkeypatch.setattr("selfspec.device.workspace.Workspace.ready_for", always_five)
+    assert torch.equal(model.generate(**request), expected)
+    assert model.speculation.stats.drafted == drafted
+    assert longest["length"] > 0
 
 
 def test_threads_may_generate_side_by_side(on_device: None, model: Any) -> None:

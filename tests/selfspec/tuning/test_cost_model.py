@@ -22,9 +22,12 @@ SHAPES = ShapePlan(bad_widths=frozenset({1}), key_quantum=64)
 def made_up(cell: Cell, rows: int = 1, context: float = 100.0, noise: float = 1.0) -> Timing:
     """A machine on which a layer takes 1 ms and 0.1 ms a column, the head 0.5 ms, and a round 2 ms more."""
     e, k = cell.exit_layer, cell.draft_length
-    width = SHAPES.width(rows, k + 1)
+    width = SHAPES.width(rows, k * cell.siblings + 1)
     draft = 1e-3 * rows * ((k + 1) * e + 0.5 * k + 0.2 * k * cell.checked)
     rest = 1e-3 * rows * (2 + (LAYERS - e) * (1 + 0.1 * width) + 0.5 * width)
+    if cell.siblings > 1:  # 0.7 ms more, and all leaves run through the early layers together
+        leaves = SHAPES.width(rows, 1 + k * (cell.siblings - 1)) - SHAPES.width(rows, 1)
+        draft += 1e-3 * rows * (0.7 + 0.1 * e * leaves)
     return Timing(cell, rows, context, draft * noise, (draft + rest) * noise, 5)
 
 
@@ -60,6 +63,24 @@ def test_a_fractional_mean_of_steps_lies_between_its_neighbours() -> None:
     assert float(costs.round_seconds(3, 4.25)) == pytest.approx(low + (high - low) / 4)
 
 
+def test_rounds_with_siblings_are_learnt_beside_those_of_chains() -> None:
+    costs = fitted((1, 8))
+    assert costs.knows_siblings
+    for cell in (Cell(3, 5, siblings=2), Cell(6, 2, siblings=4), Cell(2, 3, siblings=3)):
+        assert abs(relative_error(costs, made_up(cell))) < 1e-6
+        assert abs(relative_error(costs, made_up(cell, rows=8))) < 1e-6
+    chains = [made_up(cell) for cell in default_cells(LAYERS, 8) if cell.siblings == 1]
+    alone = fit_costs(chains, LAYERS, SHAPES, longest=16)
+    assert not alone.knows_siblings
+    assert float(alone.round_seconds(3, 5)) == pytest.approx(float(costs.round_seconds(3, 5)))
+
+
+def test_siblings_are_not_timed_where_they_cannot_be_drafted() -> None:
+    assert max(cell.siblings for cell in default_cells(LAYERS, 8)) > 1
+    assert all(cell.siblings == 1 for cell in default_cells(LAYERS, 8, trees=False))
+    assert all(cell.siblings == 1 for cell in default_cells(LAYERS, 1))
+
+
 def test_arguments_broadcast() -> None:
     exits, steps = torch.arange(1, 8)[:, None], torch.arange(5)[None]
     assert fitted().round_seconds(exits, steps).shape == (7, 5)
@@ -68,6 +89,10 @@ def test_arguments_broadcast() -> None:
 def test_a_cost_model_survives_json() -> None:
     costs = fitted((1, 4))
     assert CostModel.from_dict(json.loads(json.dumps(costs.as_dict()))) == costs
+    older = costs.as_dict()
+    for fit in older["fits"]:
+        del fit["siblings"]  # profiles made before siblings were timed
+    assert not CostModel.from_dict(older).knows_siblings
 
 
 def test_context_is_learnt_where_it_varies() -> None:

@@ -159,7 +159,7 @@ def test_a_profile_of_another_device_is_refused_and_one_that_is_kept_is_told_of(
     model, result = tuned
     elsewhere = replace(result.profile.identity, device="cuda: another")
     other = replace(result.profile, identity=elsewhere)
-    with pytest.raises(ProfileError, match=r"device is 'cpu: .*', not 'cuda: another'"):
+    with pytest.raises(ProfileError, match=r"device is 'cpu: .*', not 'cuda: another'\. Tune again: model\."):
         selfspec.wrap(model, profile=other)
     other.save(store.default_path(elsewhere, "code"))
     assert selfspec.wrap(model).speculation.profiles == {}
@@ -168,6 +168,24 @@ def test_a_profile_of_another_device_is_refused_and_one_that_is_kept_is_told_of(
     with pytest.raises(ProfileError, match="workload=3: allowed is the name"):
         model.generate(torch.tensor([[5, 6]]), max_new_tokens=4, workload=3)
     selfspec.unwrap(model)
+
+
+def test_a_kept_profile_of_other_hardware_of_this_kind_is_left_out_and_said(
+    tuned: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, result = tuned
+    own = result.profile.identity
+    for device, dtype in (
+        ("cuda: another", own.dtype),
+        (own.device, "bfloat16"),
+        ("cpu: another", own.dtype),
+    ):
+        identity = replace(own, device=device, dtype=dtype)
+        replace(result.profile, identity=identity).save(store.default_path(identity, "code"))
+    assert store.kept_profiles(model) == {}
+    [told] = caplog.messages  # the others have files of their own, beside which this machine's may lie
+    assert "workload 'code' is not used: device is 'cpu: " in told
+    assert "not 'cpu: another'. Tune again" in told
 
 
 def test_workloads_of_like_names_are_kept_apart_and_inside_the_folder(tuned: Any) -> None:

@@ -14,7 +14,6 @@ from selfspec.drafting.stopping import StopRule
 from selfspec.rows import RoundEvent
 from selfspec.tuning.record import record
 from selfspec.tuning.replay import Setting, replay
-from selfspec.tuning.validate import run_setting
 
 SAMPLED = {"do_sample": True, "temperature": 0.9, "top_k": 0}
 THRESHOLDS = (0.0, 0.3, 0.6, 0.9)
@@ -27,8 +26,14 @@ def wrapped(model: Any, setting: Setting) -> Any:
         exit_layer=setting.exit_layer,
         draft_length=setting.draft_length,
         confidence_threshold=setting.confidence_threshold,
-        tree="siblings" if setting.siblings == 2 else "chain",
+        tree=_tree(setting),
     )
+
+
+def _tree(setting: Setting) -> Any:
+    if setting.siblings == 1 or not setting.draft_length:
+        return "chain"
+    return "siblings" if setting.siblings == 2 else setting.shape(setting.draft_length).parents
 
 
 def real_rounds(
@@ -172,19 +177,15 @@ def test_siblings_catch_the_next_best_candidates_as_in_a_real_tree(
 
 @pytest.mark.parametrize("siblings", [3, 4])
 def test_wider_siblings_are_replayed_as_they_run(llama: Any, siblings: int) -> None:
-    recording = record(llama, [[5, 6, 7]], max_new_tokens=24)
     settings = [Setting(e, k, siblings=siblings) for e in (1, 2) for k in (1, 4)]
-    predicted = replay(recording, settings)
-    for s, setting in enumerate(settings):
-        stats = run_setting(llama, [[5, 6, 7]], setting, max_new_tokens=24)
-        assert int(predicted.row_rounds[s]) == stats.row_rounds
-        assert int(predicted.accepted[s]) == stats.accepted
-        assert int(predicted.drafted_most[s]) == stats.drafted
+    check(llama, [[5, 6, 7]], settings, max_new_tokens=24)
 
 
-def test_siblings_with_a_stop_rule_are_refused() -> None:
+def test_siblings_with_a_stop_rule_or_too_many_are_refused() -> None:
     with pytest.raises(ValueError, match="siblings=2 with a stop rule"):
         Setting(2, 3, 0.5, siblings=2)
+    with pytest.raises(ValueError, match="siblings=3 with draft_length=22: allowed are up to 64 candidates"):
+        Setting(2, 22, siblings=3)
 
 
 def test_an_exit_that_was_not_recorded_is_refused(llama: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from checks import own_generate
 from quick_tuning import PROMPTS, QUICK, REQUEST
+from tiny_models import tiny_model
 from transformers import BatchEncoding
 
 import selfspec
@@ -45,6 +46,26 @@ def test_the_best_of_the_search_is_the_best_of_its_predictions(tuned: Any) -> No
     everything = [Setting(e, k) for e in (1, 2, 3) for k in range(1, 5)]
     rates = [p.tokens_per_second for p in predict(recording, costs, everything)]
     assert result.found.best.tokens_per_second >= 0.995 * max(rates)
+
+
+def test_the_best_with_siblings_is_told_beside_the_chain_that_is_chosen(tuned: Any) -> None:
+    _, result = tuned
+    costs, recording, found = result.profile.costs, result.recording, result.found
+    assert found.setting.siblings == 1
+    everything = [Setting(e, k, siblings=w) for e in (1, 2, 3) for k in range(1, 5) for w in (2, 3, 4)]
+    rates = [p.tokens_per_second for p in predict(recording, costs, everything)]
+    assert found.best_branching.tokens_per_second == max(rates)
+    assert found.branching == everything[rates.index(max(rates))]
+    few = search(recording, costs, longest=4, limits=Limits(bytes=100 * 4), column_bytes=100)
+    assert few.branching.draft_length * few.branching.siblings <= 3
+    none = search(recording, costs, longest=4, limits=Limits(bytes=100 * 2), column_bytes=100)
+    assert none.branching is none.best_branching is None
+
+
+def test_a_model_that_takes_no_trees_is_tuned_without_siblings() -> None:
+    result = tune(tiny_model("mpt"), PROMPTS, **QUICK)
+    assert result.found.branching is None
+    assert not result.profile.costs.knows_siblings
 
 
 def test_limits_are_kept(tuned: Any) -> None:

@@ -1,0 +1,142 @@
+"""Replay of low-bit drafts is exact with a recording for every draft position, and not with one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import random_prompts, tiny_model
+
+import selfspec
+from layer_skip.decoder import LayeredDecoder
+from layer_skip.low_bit import LowBitView
+from selfspec.drafting import LowBit, StopRule
+from selfspec.pacing import FixedLength
+from selfspec.stats import Stats
+from selfspec.tuning.record import record
+from selfspec.tuning.recording import Recording
+from selfspec.tuning.replay import Setting, replay
+from selfspec.tuning.running import run_engine
+from selfspec.tuning.view_record import record_view
+
+GREEDY = {"do_sample": False}
+SAMPLED = {"do_sample": True, "temperature": 0.9, "top_k": 0}
+SEED, TOKENS = 3, 24
+RULE = StopRule((0.4, 0.3), chances=((0.1, 0.5, 0.9), (0.2, 0.4, 0.8)))
+
+
+def recorded(
+    model: Any, prompts: Sequence[Sequence[int]], longest: int, exits: Sequence[int], **arguments: Any
+) -> tuple[LowBitView, tuple[Recording, ...]]:
+    """A 4-bit view of all layers, and its recordings."""
+    decoder = LayeredDecoder(model)
+    view = LowBitView(decoder, decoder.n_layers)
+    texts = record(model, prompts, max_new_tokens=TOKENS, exits=(1,), seed=SEED, generate_arguments=arguments)
+    found = record_view(
+        model, view, prompts, texts, longest=longest, exits=exits, generate_arguments=arguments
+    )
+    return view, found
+
+
+def real(
+    model: Any, view: LowBitView, prompts: Sequence[Sequence[int]], setting: Setting, **arguments: Any
+) -> Stats:
+    """A real call that drafts so with the view."""
+    drafter = LowBit(view, setting.exit_layer, setting.shape, setting.rule)
+    pacer = FixedLength(setting.draft_length)
+    return run_engine(model, prompts, drafter, pacer, seed=SEED, max_new_tokens=TOKENS, **arguments)
+
+
+def settings_of(n_layers: int) -> list[Setting]:
+    """Chains, thresholds, rules by position and siblings, from the middle and from all layers."""
+    chains = [(1, 0.0, 1), (3, 0.0, 1), (6, 0.0, 1), (8, 0.3, 1), (4, 0.6, 1), (3, 0.0, 2), (5, 0.0, 3)]
+    exits = (n_layers // 2, n_layers)
+    found = [Setting(e, k, threshold, siblings=w) for e in exits for k, threshold, w in chains]
+    return [*found, *(Setting(e, 6, stop=RULE) for e in exits)]
+
+
+@pytest.mark.parametrize("arguments", [GREEDY, SAMPLED], ids=["greedy", "coupled"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_replay_equals_real_runs_of_random_models(family: str, arguments: dict[str, Any]) -> None:
+    model = tiny_model(family)
+    prompts = [p[p.index(next(filter(None, p))) :] for p in random_prompts(5, 9)["input_ids"].tolist()]
+    settings = settings_of(4)
+    view, depths = recorded(model, prompts, 8, (2, 4), **arguments)
+    predicted = replay(depths, settings)
+    for s, setting in enumerate(settings):
+        for p, prompt in enumerate(prompts):
+            stats = real(model, view, [prompt], setting, **arguments)
+            assert int(predicted.row_rounds[s, p]) == stats.row_rounds, setting
+            assert int(predicted.accepted[s, p]) == stats.accepted, setting
+            least, most = int(predicted.drafted_least[s, p]), int(predicted.drafted_most[s, p])
+            assert least <= stats.drafted <= most, setting
+
+
+def test_one_recording_for_all_depths_is_not_exact() -> None:
+    prompts = random_prompts(5, 9, 14)["input_ids"].tolist()
+    settings = settings_of(4)
+    _, depths = recorded(tiny_model("gpt2"), prompts, 8, (2, 4), **SAMPLED)
+    assert not torch.equal(replay(depths, settings).accepted, replay(depths[0], settings).accepted)
+
+
+@pytest.mark.parametrize("arguments", [GREEDY, SAMPLED], ids=["greedy", "coupled"])
+def test_replay_equals_real_runs_of_the_reference_model(
+    arguments: dict[str, Any], reference_model: Any, held_out_prompts: list[list[int]]
+) -> None:
+    prompts = [held_out_prompts[3], held_out_prompts[30]]
+    settings = [Setting(16, 3), Setting(16, 8), Setting(8, 6, 0.3), Setting(16, 4, siblings=2)]
+    view, depths = recorded(reference_model, prompts, 8, (8, 16), **arguments)
+    predicted = replay(depths, settings)
+    for s, setting in enumerate(settings):
+        for p, prompt in enumerate(prompts):
+            stats = real(reference_model, view, [prompt], setting, **arguments)
+            assert int(predicted.row_rounds[s, p]) == stats.row_rounds, setting
+            assert int(predicted.accepted[s, p]) == stats.accepted, setting
+
+
+def test_rows_of_a_batch_that_end_by_themselves_are_replayed(llama: Any) -> None:
+    prompts = [[5, 6, 7], [9, 8], [1, 2, 3, 4]]
+    end = int(record(llama, prompts, max_new_tokens=TOKENS, exits=(1,)).tokens[0, 11])
+    arguments = {**GREEDY, "eos_token_id": end}
+    view, depths = recorded(llama, prompts, 6, (4,), **arguments)
+    predicted = replay(depths, [Setting(4, 6), Setting(4, 2)], batch=3)
+    for s, setting in enumerate((Setting(4, 6), Setting(4, 2))):
+        stats = real(llama, view, prompts, setting, **arguments)
+        assert int(predicted.row_rounds[s].sum()) == stats.row_rounds
+        assert int(predicted.accepted[s].sum()) == stats.accepted
+        assert int(predicted.rounds[s]) == stats.rounds
+
+
+def test_a_penalty_that_reads_the_prefix_is_recorded_as_the_draft_sees_it(llama: Any) -> None:
+    arguments = {**GREEDY, "repetition_penalty": 1.4}
+    view, depths = recorded(llama, [[5, 6, 7]], 4, (4,), **arguments)
+    stats = real(llama, view, [[5, 6, 7]], Setting(4, 4), **arguments)
+    assert int(replay(depths, [Setting(4, 4)]).accepted) == stats.accepted
+
+
+def test_the_view_of_a_wrapped_model_is_recorded_as_its_calls_draft(llama: Any) -> None:
+    selfspec.wrap(llama, draft="low_bit", exit_layer=4, draft_length=5)
+    texts = record(llama, [[5, 6, 7]], max_new_tokens=TOKENS, exits=(1,))
+    depths = record_view(llama, llama.speculation.view, [[5, 6, 7]], texts, longest=5)
+    llama.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=TOKENS, do_sample=False)
+    assert int(replay(depths, [Setting(4, 5)]).accepted) == llama.speculation.stats.accepted
+
+
+def test_what_was_not_recorded_is_refused(llama: Any) -> None:
+    view, depths = recorded(llama, [[5, 6, 7]], 2, (4,))
+    with pytest.raises(ValueError, match="draft_length=3: drafts of up to 2 tokens were recorded"):
+        replay(depths, [Setting(4, 3)])
+    with pytest.raises(ValueError, match=r"exits=\[5\]: this view's are 1 to 4"):
+        record_view(llama, view, [[5, 6, 7]], depths[0], exits=(5,))
+    with pytest.raises(ValueError, match="longest=0"):
+        record_view(llama, view, [[5, 6, 7]], depths[0], longest=0)
+
+
+def test_a_recording_of_other_texts_is_refused(llama: Any) -> None:
+    view, depths = recorded(llama, [[5, 6, 7]], 2, (4,))
+    other = replace(depths[0], tokens=depths[0].tokens.roll(1))
+    with pytest.raises(ValueError, match="other texts than were recorded"):
+        record_view(llama, view, [[5, 6, 7]], other)
