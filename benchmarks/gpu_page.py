@@ -8,8 +8,8 @@ from typing import Any
 ABOUT = {
     "bandwidth": "What this card can do: every floor below is bytes over the faster of copy and read.",
     "overlap": (
-        "Programmatic dependent launch: a kernel's programs take their places while the kernel before it still "
-        "drains. What follows is measured with it, unless the plain step is slower so."
+        "Programmatic dependent launch: a kernel's programs take their places while the kernel before it "
+        "still drains. What follows is measured with it, unless the plain step is slower so."
     ),
     "kernels": (
         "Every kernel against its plain-PyTorch reference, outputs poisoned with NaN; then its time, as "
