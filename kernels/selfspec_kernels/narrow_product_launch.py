@@ -24,7 +24,7 @@ AHEAD = 65_536
 bandwidth, which is what lies between two kernels."""
 _BUSY = 0.45
 """A wider block is taken when its programs still keep this part of the multiprocessors busy: half of those of
-an H100 draw nine tenths of its bandwidth, if each has enough bytes under way, and fewer programs read less x."""
+an H100 draw nine tenths of its bandwidth, if each has enough bytes under way, and few read x less often."""
 _BUSY_GATED = 0.8
 """The same for 128 outputs of two matrices."""
 

@@ -65,8 +65,7 @@ def attend(
     chosen = chosen or plan(size, query.dtype)
     tiles = triton.cdiv(groups * width, chosen.block_m)
     if whole is None:
-        programs = triton.cdiv(slots, chosen.span) * rows * kv_heads * tiles
-        whole = slots <= _SHORT or programs >= _BUSY * processors(query.device)
+        whole = spans_whole(chosen, slots, rows * kv_heads * tiles, processors(query.device))
     taken = chosen.span if whole else chosen.part
     pieces = triton.cdiv(slots, taken)
     out = torch.empty(rows, width, heads, size, dtype=query.dtype, device=query.device)
@@ -94,6 +93,11 @@ def attend(
                 **combining(size, chosen.span // taken), **options(1, pdl),
             )  # fmt: skip
     return out
+
+
+def spans_whole(chosen: Plan, slots: int, programs: int, processors: int) -> bool:
+    """Whether a program takes a span, where a span has so many programs. No bit depends on it."""
+    return slots <= _SHORT or triton.cdiv(slots, chosen.span) * programs >= _BUSY * processors
 
 
 def constants(chosen: Plan, size: int, taken: int) -> dict[str, Any]:

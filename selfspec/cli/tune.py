@@ -193,7 +193,8 @@ def _present(results: Results, output: Path, as_json: bool) -> None:
         if note := better_branching(tuned):
             console.print(note, highlight=False)
     for tuned, comparisons in results:
-        if not all(c.counts_equal for c in comparisons):
+        # Branches stand at other places of the cache: in bf16 a near-tie may go the other way there.
+        if not all(c.counts_equal for c in comparisons if c.setting.siblings == 1):
             console.print(
                 f"{tuned.profile.workload}: a real run's rounds differ from the replay", style="red"
             )

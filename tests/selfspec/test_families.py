@@ -9,6 +9,8 @@ import pytest
 import torch
 from checks import own_generate
 from tiny_models import LAYERS, VARIANTS, random_prompts, tiny_model
+from torch import Tensor
+from transformers import DynamicCache
 
 import selfspec
 from layer_skip import alibi, attention, decoder, recognition
@@ -43,6 +45,34 @@ def differing(model: Any, combinations: list[tuple[tuple[int, ...], int, int]]) 
 def test_greedy_text_is_the_models_own_in_every_family(name: str, request: pytest.FixtureRequest) -> None:
     combinations = EVERY if request.config.getoption("--every-combination") else COVERING
     assert differing(tiny_model(name), combinations) == []
+
+
+def second_turn(model: Any, generate: Any, lengths: tuple[int, ...]) -> Tensor:
+    """What follows a first turn, its text and five tokens more, over the cache of the first."""
+    cache, first = DynamicCache(config=model.config), random_prompts(*lengths)
+    out = generate(**first, past_key_values=cache, max_new_tokens=6)
+    more = random_prompts(*[5] * len(lengths), seed=1)["input_ids"]
+    ids = torch.cat([out, more], dim=1)
+    mask = torch.nn.functional.pad(first["attention_mask"], (0, 11), value=1)
+    text: Tensor = generate(input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=10)
+    return text
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
+def test_greedy_text_over_a_prior_cache_is_the_models_own_in_every_family(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    combinations = [(BATCH, 2, 4), ((5,), LAYERS - 1, 7)]
+    if request.config.getoption("--every-combination"):
+        combinations = EVERY
+    model = tiny_model(name)
+    own = {lengths: second_turn(model, model.generate, lengths) for lengths, *_ in combinations}
+    for lengths, exit_layer, draft_length in combinations:
+        selfspec.wrap(model, exit_layer=exit_layer, draft_length=draft_length, strict=True)
+        text = second_turn(model, model.generate, lengths)
+        assert torch.equal(text, own[lengths]), (lengths, exit_layer, draft_length)
+        assert model.speculation.total.calls == 2
+        selfspec.unwrap(model)
 
 
 # What a row says -> a family that needs it. Without it the model must be refused, not generate another text.

@@ -1,8 +1,8 @@
-"""Models that quantisation libraries have been at: torchao and bitsandbytes, on the CPU, with their real modules.
+"""Models that quantisation libraries have been at: torchao and bitsandbytes on the CPU, their real modules.
 
-Where only weights are rounded, fp32 text is the model's own. Where what goes into a product is rounded to 8 bits
-as well, the last bit of a sum can move a value by a 127th, so that a close call may fall the other way: there
-every token has to be the model's own choice up to that rounding.
+Where only weights are rounded, fp32 text is the model's own. Where what goes into a product is rounded to 8
+bits as well, the last bit of a sum can move a value by a 127th, so that a close call may fall the other way:
+there every token has to be the model's own choice up to that rounding.
 """
 
 from __future__ import annotations
@@ -67,10 +67,9 @@ def test_torchao_weights_are_run_as_they_are(torchao: Any) -> None:
     ]
     for config in configs:
         model = tiny_model("llama", **SIZES)
-        plain = own_generate(model, **REQUEST)
         torchao.quantize_(model, config)
+        assert type(model.model.layers[0].mlp.up_proj.weight) is not torch.nn.Parameter
         expected = own_generate(model, **REQUEST)
-        assert not torch.equal(expected, plain)
         for setting in WAYS:
             assert torch.equal(speculated(model, setting), expected), (config, setting)
 

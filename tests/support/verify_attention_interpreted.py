@@ -19,6 +19,8 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 NAN = float("nan")
 PARENTS = (0, 1, 0, 2, 3)
 """Of a tree's nodes 1 to 5."""
+CLEARLY_WRONG = 0.1
+"""A difference behind which nothing more is asked."""
 
 
 @dataclass(frozen=True)
@@ -158,14 +160,14 @@ def error(case: Case, launch: ModuleType) -> float:
     """
     tensors = tensors_of(case)
     found = attended(case, launch, tensors, whole=True).float()
-    if not torch.equal(found, attended(case, launch, tensors, whole=False).float()):
-        return float("inf")
     # The kernel must not read what nobody has written; of the reference that is not asked.
     expected = reference_attention(
         **{name: value.nan_to_num() if name in ("key", "value") else value for name, value in tensors.items()}
     )
-    difference = (found - expected.float()).abs().max()
-    return float(difference) if found.isfinite().all() else float("inf")
+    difference = float((found - expected.float()).abs().max())
+    if not found.isfinite().all() or difference > CLEARLY_WRONG:
+        return float("inf")
+    return difference if torch.equal(found, attended(case, launch, tensors, False).float()) else float("inf")
 
 
 def alone_and_together() -> list[bool]:

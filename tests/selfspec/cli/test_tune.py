@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from selfspec.cli.tune_results import better_branching
 from selfspec.tuning import store
 from selfspec.tuning.profile import Profile
+from selfspec.tuning.replay import Setting
 
 
 @pytest.fixture
@@ -35,6 +38,18 @@ def test_tune_writes_a_profile_a_plot_and_says_what_it_chose(
     assert (tmp_path / "selfspec-results" / "tune-prose.png").stat().st_size > 10_000
 
 
+def test_siblings_are_named_where_they_promise_more_than_the_chosen_chain() -> None:
+    profile = SimpleNamespace(workload="prose")
+
+    def said(*speeds: float) -> str:
+        best, branching = (SimpleNamespace(tokens_per_second=s, speedup=s) for s in speeds)
+        found = SimpleNamespace(best=best, branching=Setting(3, 5, siblings=2), best_branching=branching)
+        return better_branching(SimpleNamespace(profile=profile, found=found))  # type: ignore[arg-type]
+
+    assert said(2.0, 2.0) == ""
+    assert said(2.0, 2.1).startswith("prose: E = 3, K = 5, 2 siblings promise 2.10x AR")
+
+
 def test_tune_for_several_workloads_prints_one_json_and_keeps_each_profile(
     run: Callable[..., Any], model_folder: Path, prompts: Path
 ) -> None:
@@ -42,6 +57,7 @@ def test_tune_for_several_workloads_prints_one_json_and_keeps_each_profile(
     result = run(*quick(model_folder, prompts, *both))
     assert result.code == 0, result.err
     assert list(result.json) == ["a", "b"]
+    assert result.json["a"]["siblings"]["setting"]["siblings"] > 1
     assert all(c["counts_equal"] for entry in result.json.values() for c in entry["measured"])
     assert len(list(store.profiles_folder().rglob("*.json"))) == 2
 
