@@ -75,13 +75,6 @@ class Bench:
         """Bytes a second of a reduction on this device, measured in this run."""
         return read_speed(self.device, self.quick)
 
-    def use_no_overlap(self) -> None:
-        """From now on kernels are launched without PDL."""
-        if self.on_gpu:
-            from selfspec_kernels.launching import without_pdl  # triton is not there on every system
-
-            without_pdl().__enter__()
-
     @property
     def speed(self) -> float:
         """The faster of the two: what every floor is held against."""

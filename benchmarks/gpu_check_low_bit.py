@@ -88,7 +88,7 @@ def several_error(bench: Bench, case: SeveralCase) -> float:
     matrices = [
         PackedMatrix(*packed_of(bench, n, inputs, case.group, dtype)) for n in bench.sizes(case.outputs)
     ]
-    total = sum(len(matrix.packed) for matrix in matrices)
+    total = sum(matrix.outputs for matrix in matrices)
     residual = normal(bench, rows, total, dtype=dtype) if case.added else None
     results = []
     for backend in (bench.backend, "reference"):

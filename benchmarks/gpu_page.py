@@ -9,7 +9,7 @@ ABOUT = {
     "bandwidth": "What this card can do: every floor below is bytes over the faster of copy and read.",
     "overlap": (
         "Programmatic dependent launch: a kernel's programs take their places while the kernel before it "
-        "still drains. What follows is measured with it, unless the plain step is slower so."
+        "still drains. Layers in 4 bits are launched so, others are not."
     ),
     "kernels": (
         "Every kernel against its plain-PyTorch reference, outputs poisoned with NaN; then its time, as "
@@ -43,6 +43,7 @@ def page(document: Mapping[str, Any]) -> str:
     for name, section in document.get("sections", {}).items():
         lines += [f"## {name}", "", ABOUT.get(name, ""), "", conditions_line(section), ""]
         lines += [QUICK, ""] * section.get("quick", False)
+        lines += [section["note"], ""] if "note" in section else []
         for title, rows in section["tables"].items():
             if rows:
                 lines += [f"### {title}", "", *table(rows), ""]

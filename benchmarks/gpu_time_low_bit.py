@@ -16,8 +16,8 @@ from selfspec_kernels.low_bit_product import low_bit_product
 
 PACKED = {
     # outputs, inputs, inputs that share a scale
-    "8B q": (4096, 4096, 32),
-    "8B k": (1024, 4096, 32),
+    "8B q": (4096, 4096, 64),
+    "8B k": (1024, 4096, 64),
     "8B gate": (14_336, 4096, 64),
     "8B down": (4096, 14_336, 64),
     "8B head": (128_256, 4096, 32),
@@ -26,10 +26,10 @@ PACKED = {
 }
 SEVERAL = {
     # outputs of each matrix, inputs, inputs that share a scale, whether a residual is added
-    "8B q, k, v": ((4096, 1024, 1024), 4096, 32, False),
-    "8B o": ((4096,), 4096, 32, True),
+    "8B q, k, v": ((4096, 1024, 1024), 4096, 64, False),
+    "8B o": ((4096,), 4096, 64, True),
     "8B down": ((4096,), 14_336, 64, True),
-    "1B q, k, v": ((2048, 512, 512), 2048, 32, False),
+    "1B q, k, v": ((2048, 512, 512), 2048, 64, False),
     "1B down": ((2048,), 8192, 64, True),
 }
 GATED = {"8B gate and up": (14_336, 4096, 64), "1B gate and up": (8192, 2048, 64)}
@@ -70,7 +70,7 @@ def several_row(bench: Bench, sizes: tuple[int, ...], inputs: int, group: int, r
 
     x = normal(bench, rows, inputs, dtype=BF16)
     first = [packed_of(bench, size, inputs, group) for size in bench.sizes(sizes)]
-    outputs = sum(len(packed) for packed, _ in first)
+    outputs = sum(scales.shape[1] for _, scales in first)
     residual = normal(bench, rows, outputs, dtype=BF16) if added else None
     nbytes = sum(part.nbytes for pair in first for part in pair)
     nbytes += 2 * rows * (inputs + outputs * (1 + added))

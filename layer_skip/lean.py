@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from layer_skip.attention import Visible
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.norms import LeanNorm, norm_of
+from layer_skip.packed_linear import PackedLinear
 from layer_skip.products import added, gated, together
+from selfspec_kernels.overlap import with_overlap
 from selfspec_kernels.rope_store import rope_store
 from selfspec_kernels.row_norm import Norm, row_norm
 from selfspec_kernels.verify_attention import HEAD_SIZES, verify_attention
@@ -57,6 +59,8 @@ class LeanLayer(nn.Module):
         self._gated = gated(own.mlp.gate_proj, own.mlp.up_proj, own.mlp.act_fn)
         self._down = added(own.mlp.down_proj)
         self._multiplier = float(getattr(own, "residual_multiplier", 1.0))
+        self._overlaps = isinstance(own.mlp.down_proj, PackedLinear)
+        """Kernels of weights in 4 bits are short enough to gain by it."""
 
     def forward(
         self,
@@ -67,8 +71,14 @@ class LeanLayer(nn.Module):
         **unused: object,
     ) -> Tensor:
         """hidden [B, m, D] -> [B, m, D]; K/V of its tokens go to the cache."""
+        with with_overlap(self._overlaps):
+            return self._forward(hidden, attention_mask, position_embeddings, past_key_values)
+
+    def _forward(
+        self, hidden: Tensor, seen: Visible, position_embeddings: tuple[Tensor, Tensor], cache: Store
+    ) -> Tensor:
         qkv = self._qkv(row_norm(hidden, self._before))
-        keys, values, slots = past_key_values.storage(self._layer_idx, self._kv_heads, self._size, qkv)
+        keys, values, slots = cache.storage(self._layer_idx, self._kv_heads, self._size, qkv)
         query = rope_store(
             qkv,
             *position_embeddings,
@@ -80,7 +90,6 @@ class LeanLayer(nn.Module):
             key_norm=None if self._key_norm is None else self._key_norm.weight,
             eps=1e-6 if self._query_norm is None else self._query_norm.eps,
         )
-        seen = attention_mask
         attended = verify_attention(
             query, keys, values, seen.lengths, scaling=self._scaling, window=seen.window
         )

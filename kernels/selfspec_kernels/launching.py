@@ -15,14 +15,14 @@ it still drains, instead of after it. How a kernel takes part, with `overlap_ker
 A kernel without all this is safe before, between and behind such kernels: it starts when they have ended.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 import triton
+
+from selfspec_kernels.overlap import overlapping
 
 
 @triton.jit
@@ -50,22 +50,9 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-_overlapping = ContextVar("_overlapping", default=True)
-
-
 def pdl_of(device: torch.device) -> bool:
-    """Whether kernels on a device are launched with PDL: on Hopper and later, outside of `without_pdl`."""
-    return device.type == "cuda" and _overlapping.get() and not interpreted() and _has_pdl(device)
-
-
-@contextmanager
-def without_pdl() -> Iterator[None]:
-    """Launches and captures in here are ordinary ones: how the effect of PDL is measured."""
-    token = _overlapping.set(False)
-    try:
-        yield
-    finally:
-        _overlapping.reset(token)
+    """Whether kernels on a device are launched with PDL: on Hopper and later, inside of `with_overlap`."""
+    return device.type == "cuda" and overlapping() and not interpreted() and _has_pdl(device)
 
 
 @cache
@@ -80,3 +67,8 @@ def options(warps: int, pdl: bool | None = None) -> dict[str, Any]:
     """
     overlap = {} if pdl is None else {"PDL": pdl, "launch_pdl": pdl}
     return {"num_warps": warps, "enable_fp_fusion": False, **overlap}
+
+
+def all_registers(warps: int) -> dict[str, int]:
+    """More options, for a program with a multiprocessor to itself: ptxas would rather spill, to fit another."""
+    return {"maxnreg": min(255, 2048 // warps)}

@@ -20,6 +20,15 @@ _MANY_STEPS = 8
 _ADDED = 256
 """Elements that a program of `add_kernel` adds up."""
 
+FEW = (
+    (1, (1, 16, 4)),
+    (2, (1, 8, 4)),
+    (4, (2, 4, 4)),
+)
+"""Tiles a program, slices and tiles under way, where there are at most so many tiles a multiprocessor."""
+MANY = (2, 4, 2)
+"""The same where there are more."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -62,16 +71,9 @@ def dot_plan(m: int, n: int, k: int, group: int, processors: int) -> Plan:
     """
     rows = triton.cdiv(n, TILE_OUTPUTS)
     block_m = 8 if m <= 8 else 16
-    if rows <= processors:
-        tiles, slices, ahead = 1, 16, 4
-    elif rows <= 2 * processors:
-        tiles, slices, ahead = 1, 8, 4
-    elif rows <= 4 * processors:
-        tiles, slices, ahead = 1, 8, 2
-    else:
-        tiles, slices, ahead = 2, 4, 1
+    tiles, slices, ahead = next((cut for most, cut in FEW if rows <= most * processors), MANY)
     # What does not come out even costs half as many instructions again.
-    smaller = [(s, a) for s in (16, 8, 4) for a in (4, 2, 1) if s <= slices and s * a <= slices * ahead]
+    smaller = [(s, a) for s in (16, 8, 4) for a in (8, 4, 2, 1) if s <= slices and s * a <= slices * ahead]
     fitting = [(s, a) for s, a in smaller if k % (TILE_INPUTS * s * a) == 0]
     slices, ahead = max(fitting, default=(slices, ahead), key=lambda cut: (cut[0] * cut[1], cut[0]))
     return Plan("dot", block_m, tiles * TILE_OUTPUTS, slices, slices, ahead)

@@ -19,6 +19,8 @@ WIDTHS = (1, 2, 4, 8, 16, 32)
 _KEYS = 256
 _TIMED_LAYERS = 2
 _REPEATS = 3
+_ENOUGH_SECONDS = 0.25
+"""Spent on one kind of pass, from which on repeating it costs more than it tells."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class PassCosts:
 def time_passes(decoder: LayeredDecoder) -> PassCosts:
     """Time layers and head of `decoder` (the model, or a view of it) at growing widths.
 
-    The least of a few repeats: what disturbs a measurement only ever adds to it.
+    The least of a few repeats: what disturbs a measurement only ever adds to it. Passes of large models are
+    repeated less: they take long enough for disturbances to even out, and `wrap` waits for them.
     """
     layers, heads = [], []
     for width in WIDTHS:
@@ -61,7 +64,9 @@ def _least_seconds(run: Callable[[], object], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
-    return min(times[1:])
+        if sum(times) >= _ENOUGH_SECONDS:
+            break
+    return min(times[1:] or times)
 
 
 def _interpolated(costs: Sequence[float], tokens: int) -> float:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_models import LAYERS, VARIANTS, VOCAB, random_prompts, tiny_model
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from layer_skip import decoder as decoder_of
 from layer_skip.decoder import LayeredDecoder
@@ -213,3 +214,21 @@ def test_a_layer_whose_attention_has_no_config_lacks_a_part(llama: Any) -> None:
     del llama.model.layers[1].self_attn.config
     with pytest.raises(UnsupportedModelError, match=r"lacks a part: .*config"):
         LayeredDecoder(llama)
+
+
+def test_taking_a_model_of_1b_apart_takes_far_less_than_a_second() -> None:
+    config = LlamaConfig(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    assert sum(p.numel() for p in model.parameters()) > 1e9
+    began = time.perf_counter()
+    assert LayeredDecoder(model).n_layers == 16
+    assert time.perf_counter() - began < 0.5

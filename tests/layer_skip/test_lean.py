@@ -86,7 +86,9 @@ def test_a_layer_with_adapters_keeps_them() -> None:
     from peft import LoraConfig, get_peft_model
 
     model = wide_model("llama")
-    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    adapted = get_peft_model(
+        model, LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    )
     own = LayeredDecoder(adapted.get_base_model())
     tokens = torch.randint(VOCAB, (1, 4), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():

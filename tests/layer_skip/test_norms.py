@@ -10,7 +10,14 @@ from torch import nn
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.norms import LeanNorm, norm_of
 
-KINDS = {"llama": "rms", "qwen3": "rms", "gemma": "rms_one", "gemma2": "rms_one", "gpt2": "layer", "phi": "layer"}
+KINDS = {
+    "llama": "rms",
+    "qwen3": "rms",
+    "gemma": "rms_one",
+    "gemma2": "rms_one",
+    "gpt2": "layer",
+    "phi": "layer",
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -41,7 +48,9 @@ class Squared(nn.Module):
         return hidden.square() * self.weight
 
 
-@pytest.mark.parametrize("module", [None, nn.Identity(), nn.Linear(4, 4), nn.LayerNorm(4, bias=False), Squared()])
+@pytest.mark.parametrize(
+    "module", [None, nn.Identity(), nn.Linear(4, 4), nn.LayerNorm(4, bias=False), Squared()]
+)
 def test_what_is_no_such_norm_is_not_taken_for_one(module: nn.Module | None) -> None:
     found = norm_of(module)
     assert found is None or isinstance(module, nn.LayerNorm)

@@ -143,7 +143,7 @@ def test_a_draft_with_noise_of_its_own_is_still_exact_but_accepted_less(
     with_shared_noise = acceptance_rate()
 
     def candidates(self: Any, scores: Tensor, depth: int, count: int) -> Tensor:
-        own = gumbel(position_keys(99, self._requests, torch.full((len(scores), 1), depth)), self._vocab)
+        own = gumbel(position_keys(99, self.requests, torch.full((len(scores), 1), depth)), self._vocab)
         return (scores + own).topk(count, dim=-1).indices
 
     monkeypatch.setattr(modes.Coupled, "candidates", candidates)

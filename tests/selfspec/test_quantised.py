@@ -129,3 +129,23 @@ def test_bitsandbytes_weights_in_8_bits_are_the_models_own_up_to_rounding(
     assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear8bitLt"
     for setting in WAYS:
         assert worst_choice(model, speculated(model, setting)) <= CLOSE_CALL, setting
+
+
+def test_an_adapter_over_bitsandbytes_weights_may_be_switched_off(load: Any) -> None:
+    peft = pytest.importorskip("peft", reason="adapters need peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(load(torch.float32, load_in_4bit=True), config).eval()
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    adapted = model.generate(**REQUEST)
+    with model.disable_adapter():
+        plain = model.generate(**REQUEST)
+    assert not torch.equal(adapted, plain)
+    for setting in WAYS:
+        selfspec.wrap(model, **setting, strict=True)
+        assert torch.equal(model.generate(**REQUEST), adapted), setting
+        with model.disable_adapter():
+            assert torch.equal(model.generate(**REQUEST), plain), setting
+        assert model.speculation.total.calls == 2
+        selfspec.unwrap(model)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from selfspec_kernels.narrow_product import gated_product, narrow_product
+from selfspec_kernels.overlap import with_overlap
 from selfspec_kernels.row_norm import Norm, row_norm
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
@@ -26,18 +27,19 @@ def test_a_kernel_takes_part_by_its_options():
     assert options(4, False) == options(4) | {"PDL": False, "launch_pdl": False}
 
 
-def test_without_pdl_ends_where_its_block_ends(monkeypatch):
+def test_kernels_overlap_where_they_were_asked_to_and_nowhere_else(monkeypatch):
     from selfspec_kernels import launching
 
     monkeypatch.setattr(launching, "_has_pdl", lambda device: True)
     monkeypatch.setattr(launching, "interpreted", lambda: False)
     device = torch.device("cuda", 0)
-    assert launching.pdl_of(device)
-    with launching.without_pdl():
-        with launching.without_pdl():
+    assert not launching.pdl_of(device)
+    with with_overlap():
+        assert launching.pdl_of(device)
+        with with_overlap(False):
             assert not launching.pdl_of(device)
-        assert not launching.pdl_of(device)
-    assert launching.pdl_of(device)
+        assert launching.pdl_of(device)
+    assert not launching.pdl_of(device)
 
 
 def layers(x, weights, norm, count=8):
@@ -52,19 +54,17 @@ def layers(x, weights, norm, count=8):
 
 @pytest.mark.gpu
 def test_kernels_that_overlap_give_the_same_bits_in_a_graph_too(cuda):
-    from selfspec_kernels.launching import without_pdl
-
     torch.manual_seed(0)
     d, n = 2048, 8192
     shapes = ((n, d), (d, n), (n, d), (n, d), (d, n))
     weights = [(torch.randn(*shape, device=cuda) / shape[1] ** 0.5).bfloat16() for shape in shapes]
     norm = Norm("rms", torch.ones(d, device=cuda, dtype=torch.bfloat16))
     x = torch.randn(1, 8, d, device=cuda, dtype=torch.bfloat16)
-    with without_pdl():
-        expected = layers(x, weights, norm)
-    assert torch.equal(layers(x, weights, norm), expected)  # compiles, which a capture must not
+    expected = layers(x, weights, norm)
+    with with_overlap():
+        assert torch.equal(layers(x, weights, norm), expected)  # compiles, which a capture must not
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with with_overlap(), torch.cuda.graph(graph):
         found = layers(x, weights, norm)
     for _ in range(20):
         found.fill_(float("nan"))

@@ -13,7 +13,7 @@ from tiny_models import VOCAB, padded, random_prompts, tiny_model
 import selfspec
 from selfspec.drafting import Lookup
 from selfspec.drafting.lookup import Found
-from selfspec.round import Arm, NOTHING, Draft
+from selfspec.round import NOTHING, Arm, Draft
 from selfspec.rows import Rows
 from selfspec.tree import Tree, chain, forked, grafted
 from selfspec.tuning.auto import Auto

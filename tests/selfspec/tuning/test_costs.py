@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.low_bit import LowBitView
+from selfspec.tuning import costs
 from selfspec.tuning.costs import WIDTHS, PassCosts, time_passes
 
 COSTS = PassCosts((1.0, 1.0, 2.0, 4.0, 8.0, 16.0), (10.0, 10.0, 10.0, 30.0, 30.0, 40.0))
@@ -30,9 +32,9 @@ def test_a_pass_costs_its_layers_and_its_heads() -> None:
 def test_every_width_is_timed_for_the_model_and_for_a_view(llama: Any) -> None:
     decoder = LayeredDecoder(llama)
     for timed in (decoder, LowBitView(decoder, 1).of(decoder)):
-        costs = time_passes(timed)
-        assert len(costs.layer) == len(costs.head) == len(WIDTHS)
-        assert all(0 < seconds < 1 for seconds in (*costs.layer, *costs.head))
+        timing = time_passes(timed)
+        assert len(timing.layer) == len(timing.head) == len(WIDTHS)
+        assert all(0 < seconds < 1 for seconds in (*timing.layer, *timing.head))
 
 
 def test_timing_leaves_the_model_as_it_was(llama: Any) -> None:
@@ -40,3 +42,12 @@ def test_timing_leaves_the_model_as_it_was(llama: Any) -> None:
     time_passes(LayeredDecoder(llama))
     assert {name: p._version for name, p in llama.named_parameters()} == before
     assert all(p.requires_grad for p in llama.parameters())
+
+
+@pytest.mark.parametrize(("seconds", "runs"), [(0.001, 4), (0.1, 3), (0.2, 2), (1.0, 1)])
+def test_long_passes_are_repeated_less(monkeypatch: pytest.MonkeyPatch, seconds: float, runs: int) -> None:
+    now = [0.0]
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: now[-1])
+    taken = costs._least_seconds(lambda: now.append(now[-1] + seconds), torch.device("cpu"))
+    assert taken == pytest.approx(seconds)
+    assert len(now) - 1 == runs
