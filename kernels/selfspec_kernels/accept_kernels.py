@@ -6,9 +6,65 @@ Nothing is atomic: equal inputs give equal bits.
 import triton
 import triton.language as tl
 
-from selfspec_kernels.noise_kernels import gumbel, position_key
+from selfspec_kernels.noise_kernels import STEP, gumbel, noise_bits, position_key
 from selfspec_kernels.overlap_kernels import allow_next, await_previous
 from selfspec_kernels.score_kernels import scores_of
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def quotient(logit, temperature_ptr):
+    """One logit's score."""
+    if temperature_ptr is not None:
+        logit = tl.div_rn(logit, tl.load(temperature_ptr))
+    return logit
+
+
+@triton.jit
+def score_of(logit_ptr, temperature_ptr):
+    """The score of the one token there."""
+    return quotient(tl.load(logit_ptr).to(tl.float32), temperature_ptr)
+
+
+@triton.jit
+def lowest(hit, column, BLOCK: tl.constexpr):
+    """The lowest column that is hit; 0 where none is."""
+    at = tl.min(tl.where(hit, column, BLOCK), axis=0)
+    return tl.where(at < BLOCK, at, 0)
+
+
+@triton.jit
+def best_with_noise(
+    logits_ptr, V, temperature_ptr, logit, apart, top, key, first, BLOCK: tl.constexpr, PIECE: tl.constexpr
+):  # fmt: skip
+    """The largest score + noise of a block, and its column; `apart` is log2(e) * (score - top).
+
+    The noise is -log(E) with E = -log(1 - u) >= u + u^2 / 2, so the token with the least
+    (u + u^2 / 2) * exp(top - score) is the likeliest winner, and its exact value a bar that few others may
+    reach. Only where one may, logarithms are taken of all, anew and in steps: registers are for the rest.
+    """
+    column = tl.arange(0, BLOCK)
+    u = tl.fma(noise_bits(key, first + column).to(tl.float32), STEP, 0.5 * STEP)
+    least = tl.fma(u * u, 0.5, u) * tl.exp2(-apart)
+    # Positive floats, then NaN, are in the order of their bits: the lowest ones make way for the column.
+    ranked = (least.to(tl.int32, bitcast=True) & (0x7FFFFFFF & -BLOCK)) | column
+    # Where all is NaN, the first place behind the vocabulary would be the least.
+    at = tl.minimum(tl.min(ranked, axis=0) & (BLOCK - 1), V - 1 - first)
+    value = score_of(logits_ptr + first + at, temperature_ptr) + gumbel(key, first + at)
+    value = tl.where(value == value, value, float("-inf"))
+    # Above what rounding does to either side.
+    bar = tl.exp(top - value) * (1.0 + 1e-4 + 1e-6 * tl.abs(value))
+    if (tl.sum((least <= bar).to(tl.int32), axis=0) > 1) & (top > float("-inf")):
+        value = tl.full((), float("-inf"), tl.float32)
+        for start in range(0, BLOCK, PIECE):
+            n = first + start + tl.arange(0, PIECE)
+            score = scores_of(logits_ptr, n, n < V, temperature_ptr)
+            noisy = tl.where(score == score, score + gumbel(key, n), float("-inf"))
+            here, place = tl.max(noisy, axis=0, return_indices=True, return_indices_tie_break_left=True)
+            at = tl.where(here > value, start + place, at)
+            value = tl.maximum(value, here)
+    return value, at
 
 
 @triton.jit(do_not_specialize=["m"])
@@ -32,25 +88,36 @@ def choice_kernel(
     logits_ptr += b.to(tl.int64) * row_stride + (row % m).to(tl.int64) * column_stride
     if temperature_ptr is not None:
         temperature_ptr += b
+    first = tl.program_id(1) * BLOCK
     column = tl.arange(0, BLOCK)
-    n = tl.program_id(1) * BLOCK + column
-    score = scores_of(logits_ptr, n, n < V, temperature_ptr)
-    top = tl.max(score, axis=0)
-    base = tl.where(top == float("-inf"), 0.0, top)
-    mass = tl.sum(tl.exp(score - base), axis=0)
+    logit = tl.load(logits_ptr + first + column, mask=first + column < V, other=float("-inf")).to(tl.float32)
+    highest = tl.max(logit, axis=0)
+    top = quotient(highest, temperature_ptr)
+    base = tl.where(highest == float("-inf"), 0.0, highest)
+    scale = LOG2_E
+    if temperature_ptr is not None:
+        scale = LOG2_E / tl.load(temperature_ptr)
+    # Scores of tokens are quotients, too, but an exact division is made for those that may be chosen alone.
+    apart = (logit - base) * scale
     out = row.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     tl.store(tops_ptr + out, top)
-    tl.store(masses_ptr + out, mass)
+    tl.store(masses_ptr + out, tl.sum(tl.exp2(apart), axis=0))
     if values_ptr is not None:
-        # A NaN is never chosen, but shows in the sum of exponentials.
-        noisy = tl.where(score == score, score, float("-inf"))
         if keys_ptr is not None:
             position = tl.load(positions_ptr + b * position_row_stride + row % m * position_column_stride)
-            noisy += gumbel(position_key(tl.load(keys_ptr + b), position), n)
-        value, at = tl.max(noisy, axis=0, return_indices=True, return_indices_tie_break_left=True)
+            key = position_key(tl.load(keys_ptr + b), position)
+            value, at = best_with_noise(
+                logits_ptr, V, temperature_ptr, logit, apart, top, key, first, BLOCK, BLOCK // 4
+            )  # fmt: skip
+        else:
+            score = logit
+            if temperature_ptr is not None:
+                score = tl.div_rn(logit, tl.zeros(logit.shape, tl.float32) + tl.load(temperature_ptr))
+            at = lowest(score == top, column, BLOCK)
+            value = top
         tl.store(values_ptr + out, value)
-        tl.store(scores_ptr + out, tl.sum(tl.where(column == at, score, 0.0), axis=0))
-        tl.store(indices_ptr + out, tl.program_id(1) * BLOCK + at)
+        tl.store(scores_ptr + out, score_of(logits_ptr + first + at, temperature_ptr))
+        tl.store(indices_ptr + out, first + at)
 
 
 @triton.jit

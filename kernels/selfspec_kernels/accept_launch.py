@@ -10,12 +10,14 @@ from torch import Tensor
 from selfspec_kernels.accept import Accepted, Sampling
 from selfspec_kernels.accept_kernels import choice_kernel, walk_kernel
 from selfspec_kernels.filter_launch import CUT, Cut, filtered
-from selfspec_kernels.launching import on, options, pdl_of
+from selfspec_kernels.launching import all_registers, on, options, pdl_of, processors
 from selfspec_kernels.noise import Noise
 
-BLOCK = 2048
-"""Tokens of a program."""
-WARPS = 8
+BLOCKS = (2048, 4096)
+"""Tokens of a program: the larger, which spends fewer instructions on each, where it keeps the GPU busy."""
+WARPS = 4
+_BUSY = 4
+"""Programs a multiprocessor."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def accept(
     noise: Noise | None,
     parents: Tensor | None,
     depth: int,
-    block: int = BLOCK,
+    block: int | None = None,
     cut: Cut = CUT,
 ) -> Accepted:
     """`accept` for checked inputs."""
@@ -64,14 +66,17 @@ def covering(nodes: int, parts: int) -> dict[str, int]:
 
 def walk_options(nodes: int, pdl: bool) -> dict[str, Any]:
     """Warps for a matrix of nodes by nodes."""
-    return options(4 if nodes <= 16 else 8, pdl)
+    return options(4, pdl) if nodes <= 16 else options(8, pdl) | all_registers(8)
 
 
 def sum_up(
-    logits: Tensor, temperature: Tensor | None, noise: Noise | None, block: int, choose: bool
+    logits: Tensor, temperature: Tensor | None, noise: Noise | None, block: int | None, choose: bool
 ) -> Parts:
     """What `choice_kernel` leaves of logits [B, m, V]; without `choose`, no choices."""
     rows, nodes, vocabulary = logits.shape
+    if block is None:
+        programs = rows * nodes * triton.cdiv(vocabulary, BLOCKS[1])
+        block = BLOCKS[programs >= _BUSY * processors(logits.device)]
     count = triton.cdiv(vocabulary, block)
 
     def part(dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tokens that may pass a position's filters, inside Triton kernels: import this only where triton is installed.
+"""Tokens that may pass a position's filters, inside Triton kernels: only where triton is installed.
 
 A token passes top-k only if it is at least the k-th largest of the highest scores of groups of tokens, and is
 in the nucleus only if it is above where these highest scores alone hold the mass.

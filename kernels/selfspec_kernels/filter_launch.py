@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selfspec_kernels.accept import Accepted, Sampling
 from selfspec_kernels.filter_kernels import filter_kernel, group_kernel
-from selfspec_kernels.launching import options
+from selfspec_kernels.launching import all_registers, options
 from selfspec_kernels.noise import Noise
 
 _MOST_GROUPS = 4096
@@ -59,8 +59,8 @@ class Filtered:
 
 
 def filter_options(cut: Cut) -> dict[str, Any]:
-    """All registers that a program may have: ptxas would rather spill, for a second program beside it."""
-    return options(cut.warps) | {"maxnreg": min(255, 2048 // cut.warps)}
+    """Of `filter_kernel`."""
+    return options(cut.warps) | all_registers(cut.warps)
 
 
 def constants(cut: Cut, vocabulary: int) -> dict[str, int]:

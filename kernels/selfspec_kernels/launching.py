@@ -70,5 +70,5 @@ def options(warps: int, pdl: bool | None = None) -> dict[str, Any]:
 
 
 def all_registers(warps: int) -> dict[str, int]:
-    """More options, for a program with a multiprocessor to itself: ptxas would rather spill, to fit another."""
+    """More options, for a program alone on its multiprocessor: ptxas would rather spill, to fit another."""
     return {"maxnreg": min(255, 2048 // warps)}

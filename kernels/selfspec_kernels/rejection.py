@@ -1,7 +1,8 @@
 """Speculative sampling on the device: accept or reject a chain, and draw the token after it.
 
-Two launches: `choice_kernel` (of `accept`) sums up every position of the target's logits; `rejection_kernel`,
-one program a row, decides and then draws from the residual at the one position where that is needed.
+Two launches, three with filters: those of `accept` sum up every position of the target's logits;
+`rejection_kernel`, one program a row, decides and then draws from the residual at the one position where that
+is needed.
 
 How the engine calls it: in place of `Rejection.accept`, with what that mode holds: the draft's distributions
 `q`, which rows were `given`, and its two kinds of draws as `Noise`, at positions that hold the round.

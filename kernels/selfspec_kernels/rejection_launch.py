@@ -3,11 +3,16 @@
 from torch import Tensor
 
 from selfspec_kernels.accept import Accepted, Sampling
-from selfspec_kernels.accept_launch import BLOCK, WARPS, Parts, covering, empty_verdict, sum_up
+from selfspec_kernels.accept_launch import Parts, covering, empty_verdict, sum_up
 from selfspec_kernels.filter_launch import CUT, Cut, filtered
-from selfspec_kernels.launching import on, options
+from selfspec_kernels.launching import all_registers, on, options
 from selfspec_kernels.noise import Noise
 from selfspec_kernels.rejection_kernels import rejection_kernel
+
+BLOCK = 4096
+"""Tokens at a time."""
+WARPS = 16
+OPTIONS = options(WARPS) | all_registers(WARPS)
 
 
 def reject(
@@ -38,6 +43,6 @@ def reject(
                 out.accepted, out.tokens, out.logprobs, out.columns,
                 nodes - 1, vocabulary, parts.count, *logits.stride()[:2], draft.stride(0), *q.stride()[:2],
                 *deciding.positions.stride(), drawing.positions.stride(0),
-                **covering(nodes, parts.count), BLOCK=block, **options(WARPS),
+                **covering(nodes, parts.count), BLOCK=block, **OPTIONS,
             )  # fmt: skip
     return out

@@ -10,6 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from selfspec.sampling import gumbel, mix64, position_keys, request_keys, uniform
+from selfspec_kernels import noise as kernel_noise
 
 NUMBERS = 1 << 20
 
@@ -73,6 +74,46 @@ def test_neighbouring_positions_are_independent_for_every_token() -> None:
     numbers = uniform(position_keys(0, torch.arange(64), torch.arange(257).expand(64, -1)), 64)
     assert correlation_p_value(numbers[:, :-1].flatten(), numbers[:, 1:].flatten()) > LEAST_P
     assert correlation_p_value(numbers[:-1].flatten(), numbers[1:].flatten()) > LEAST_P
+
+
+@pytest.mark.parametrize("apart", [1, 2, 3, 8, 64, 1 << 10, 1 << 15, 100_003])
+def test_tokens_of_one_position_are_independent_in_all_their_digits(apart: int) -> None:
+    """Over positions: the same two tokens, in their leading digits, their last ones, and both in the tail."""
+    keys = position_keys(0, torch.tensor([1]), torch.arange(1 << 19)[None])[0]
+    one, other = uniform(keys, 1)[:, 0], _uniform_of(keys, apart)
+    assert correlation_p_value(one, other) > LEAST_P
+    assert correlation_p_value((one * 2.0**12) % 1, (other * 2.0**12) % 1) > LEAST_P
+    both = int(((one < 2.0**-6) & (other < 2.0**-6)).sum())
+    assert abs(both - 2.0**7) < 5 * 2.0**3.5
+
+
+def _uniform_of(keys: Tensor, token: int) -> Tensor:
+    """Uniforms [n] of one token for keys [n], without those before it."""
+    return kernel_noise.uniform(keys, torch.tensor([token]))[:, 0]
+
+
+def test_the_least_number_of_a_vocabulary_is_that_of_independent_ones() -> None:
+    """It decides which token is drawn from a flat distribution: how small it is, and where."""
+    vocabulary, count = 1 << 15, 1 << 11
+    keys = position_keys(2, torch.tensor([9]), torch.arange(count)[None])[0]
+    least, place = uniform(keys, vocabulary).min(dim=1)
+    assert stats.kstest(least.double().numpy() * vocabulary, "expon").pvalue > LEAST_P
+    assert p_value(torch.bincount(place >> 10, minlength=32).numpy(), np.full(32, 1 / 32)) > LEAST_P
+    assert correlation_p_value(place[:-1] / vocabulary, place[1:] / vocabulary) > LEAST_P
+    small = (uniform(keys, vocabulary) < 2.0**-10).sum(dim=1).numpy()
+    # Poisson: neither clustered in some positions, nor the same in all.
+    assert stats.chi2.sf(((small - 32) ** 2 / 32).sum(), count) > LEAST_P
+    assert stats.chi2.cdf(((small - 32) ** 2 / 32).sum(), count) > LEAST_P
+
+
+def test_numbers_come_again_as_often_as_by_chance() -> None:
+    """So no two positions run through the same numbers, be it at other tokens: a birthday test."""
+    numbers = uniform(position_keys(0, torch.arange(4), torch.arange(1024).expand(4, -1)), 1 << 12)
+    small = numbers[numbers < 2.0**-8]  # one of 2^23 numbers, all of which float32 tells apart
+    count, cells = len(small), 2.0**23
+    expected = count + cells * np.expm1(-count / cells)
+    assert expected > 200
+    assert abs(count - len(small.unique()) - expected) < 5 * expected**0.5
 
 
 def test_uniforms_stay_inside_the_open_interval() -> None:

@@ -30,6 +30,8 @@ CASES = {
     "a chain": Case(4),
     "a tree": Case(6, 64, len(PARENTS), tree=True),
     "nothing contiguous": Case(3, 200, 2, torch.bfloat16, noisy=True, temperature=0.7, apart=True),
+    "few tokens": Case(500, 2, 0, noisy=True),
+    "few tokens, apart": Case(8, 64, 20, noisy=True, temperature=0.2),
     "a large tree": Case(2, 100, 20, torch.float16, tree=True, noisy=True),
     "top-k": Case(2, 110, 1, noisy=True, top_k=7, equal=True),
     "top-p": Case(2, 110, 1, noisy=True, temperature=1.3, top_p=0.6),
@@ -47,16 +49,18 @@ CASES |= {
     for name in ("top-k", "top-p", "all filters", "no limits", "min-p", "nothing drafted")
 }
 MUTATIONS = {
-    "one part only": ("a chain", "tl.program_id(1) * BLOCK + at", "at"),
+    "one part only": ("a chain", "first = tl.program_id(1) * BLOCK", "first = tl.program_id(1) * 0"),
     "one part's sum": ("a chain", "mass * tl.exp(top - base[:, None])", "mass"),
     "every candidate stands": ("a chain", "(token == choice_before)[:, None]", "(token >= 0)[:, None]"),
     "a tree is a chain": ("a tree", "if parents_ptr is not None", "if False"),
     "the walk stops after one": ("a tree", "range(1, depth + 1)", "range(1, 2)"),
     "columns of a chain": ("a tree", "at_column(node, column, parent), column)", "column - 1, column)"),
-    "no noise": (
-        "nothing contiguous",
-        "noisy += gumbel(position_key(tl.load(keys_ptr + b), position), n)",
-        "pass",
+    "no noise": ("nothing contiguous", "noise_bits(key, first + column)", "noise_bits(key, first - column)"),
+    "the likeliest is the winner": ("few tokens", "> 1) & (top >", "> BLOCK) & (top >"),
+    "the winner is looked for in one piece": (
+        "few tokens, apart",
+        "range(0, BLOCK, PIECE)",
+        "range(0, PIECE, PIECE)",
     ),
     "the first position's noise": ("nothing contiguous", "row % m * position_column_stride", "0"),
     "no temperature": ("nothing contiguous", "tl.load(temperature_ptr)", "1.0"),

@@ -26,6 +26,8 @@ KEPT = {"thresholds_ptr": "*i32", "kept_tops_ptr": "*fp32", "kept_masses_ptr": "
 CHOICES = {
     "greedy": ("*fp32", CHOICE),
     "coupled": ("*bf16", CHOICE | NOISE | TEMPERATURE),
+    "coupled, fp32": ("*fp32", CHOICE | NOISE),
+    "greedy with a temperature": ("*bf16", CHOICE | TEMPERATURE),
     "rejection": ("*bf16", TEMPERATURE),
 }
 FILTERED = {
@@ -36,6 +38,7 @@ FILTERED = {
 }
 WALKS = {
     "choices made elsewhere, a chain": (16, 1, {"scores_ptr": "*fp32", "indices_ptr": "*i64"}),
+    "a chain of 7, 256k tokens": (16, 128, CHOICE | SUMS),
     "a tree of 15": (16, 32, CHOICE | SUMS | {"parents_ptr": "*i32"}),
     "a tree of 63, 256k tokens": (64, 64, CHOICE | SUMS | {"parents_ptr": "*i32"}),
 }
@@ -54,15 +57,22 @@ def checked(kernel, types, constants, options, integers):
         check_resources(compile_kernel(kernel, types, constants, capability, options), capability)
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("name", CHOICES)
-def test_every_choice_fits_the_gpu_and_spills_nothing(name):
+def test_every_choice_fits_the_gpu_and_spills_nothing(name, large):
     from selfspec_kernels.accept_kernels import choice_kernel
-    from selfspec_kernels.accept_launch import BLOCK, WARPS
+    from selfspec_kernels.accept_launch import BLOCKS, WARPS
     from selfspec_kernels.launching import options
 
     logits, more = CHOICES[name]
     integers = "m V row_stride column_stride position_row_stride position_column_stride"
-    checked(choice_kernel, {"logits_ptr": logits, **SUMS, **more}, {"BLOCK": BLOCK}, options(WARPS), integers)
+    checked(
+        choice_kernel,
+        {"logits_ptr": logits, **SUMS, **more},
+        {"BLOCK": BLOCKS[large]},
+        options(WARPS),
+        integers,
+    )
 
 
 @pytest.mark.parametrize("logits", ["*bf16", "*fp32"])
@@ -105,9 +115,8 @@ def test_every_walk_fits_the_gpu_and_spills_nothing(name):
 
 
 def test_rejection_fits_the_gpu_and_spills_nothing():
-    from selfspec_kernels.accept_launch import BLOCK, WARPS
-    from selfspec_kernels.launching import options
     from selfspec_kernels.rejection_kernels import rejection_kernel
+    from selfspec_kernels.rejection_launch import BLOCK, OPTIONS
 
     types = {"logits_ptr": "*bf16", "draft_ptr": "*i64", "q_ptr": "*fp32", "found_ptr": "*i1"}
     types |= {"thresholds_ptr": "*i32", "min_p_ptr": "*fp32", **TEMPERATURE, **SUMS, **OUT}
@@ -117,7 +126,7 @@ def test_rejection_fits_the_gpu_and_spills_nothing():
         "K V parts row_stride column_stride draft_stride q_row_stride q_column_stride "
         "deciding_row_stride deciding_column_stride drawing_stride"
     )
-    checked(rejection_kernel, types, {"NODES": 16, "PARTS": 32, "BLOCK": BLOCK}, options(WARPS), integers)
+    checked(rejection_kernel, types, {"NODES": 16, "PARTS": 32, "BLOCK": BLOCK}, OPTIONS, integers)
 
 
 def test_committing_fits_the_gpu_and_spills_nothing():
