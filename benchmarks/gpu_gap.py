@@ -34,7 +34,7 @@ def run(bench: Bench) -> None:
 
 def gap(bench: Bench, model: Any, settings: dict[str, Any]) -> Row:
     """Rounds of one call, after others that compile and capture."""
-    prompt = torch.randint(0, model.config.vocab_size, (1, bench.pick(256, 12)), device=bench.device)
+    prompt = torch.randint(1, model.config.vocab_size, (1, bench.pick(256, 12)), device=bench.device)
     tokens = bench.pick(TOKENS, 5)
     selfspec.wrap(model, **(fitting(settings, model) or {}))
 

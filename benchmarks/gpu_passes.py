@@ -103,7 +103,7 @@ class Passes:
     def _plain(self) -> Row:
         """The engine with K = 0 as a user calls it: seconds of its rounds, by its own count."""
         tokens = self._bench.pick(192, 6)
-        prompt = torch.randint(0, self._decoder.vocab_size, (1, self._context), device=self._bench.device)
+        prompt = torch.randint(1, self._decoder.vocab_size, (1, self._context), device=self._bench.device)
         selfspec.wrap(self._model, draft="early_exit", exit_layer=1, draft_length=0)
         try:
             for _ in range(2):  # the first call compiles and captures

@@ -26,8 +26,10 @@ FEW = (
     (4, (2, 4, 4)),
 )
 """Tiles a program, slices and tiles under way, where there are at most so many tiles a multiprocessor."""
-MANY = (2, 4, 2)
+MANY = (2, 4, 1)
 """The same where there are more."""
+_REGISTERS = 64
+"""Most tiles under way times rows: what they take of a thread's registers is not spilled."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def dot_plan(m: int, n: int, k: int, group: int, processors: int) -> Plan:
     rows = triton.cdiv(n, TILE_OUTPUTS)
     block_m = 8 if m <= 8 else 16
     tiles, slices, ahead = next((cut for most, cut in FEW if rows <= most * processors), MANY)
+    ahead = max(1, min(ahead, _REGISTERS // (tiles * block_m)))
     # What does not come out even costs half as many instructions again.
     smaller = [(s, a) for s in (16, 8, 4) for a in (8, 4, 2, 1) if s <= slices and s * a <= slices * ahead]
     fitting = [(s, a) for s, a in smaller if k % (TILE_INPUTS * s * a) == 0]
@@ -97,7 +100,7 @@ def dot_candidates(m: int, k: int) -> list[Plan]:
     return [
         Plan("dot", block_m, tiles * TILE_OUTPUTS, slices, slices, ahead)
         for tiles, slices, ahead in cuts
-        if k % (TILE_INPUTS * slices * ahead) == 0 and tiles * ahead * block_m <= 64
+        if k % (TILE_INPUTS * slices * ahead) == 0 and tiles * ahead * block_m <= _REGISTERS
     ]
 
 

@@ -96,6 +96,16 @@ def gap_noise(one: Tensor, other: Tensor) -> float:
     return float((gaps[0] - gaps[1]).abs().max())
 
 
+def last_bit(logits: Tensor, dtype: torch.dtype) -> float:
+    """The step between neighbouring numbers of `dtype` at the largest of these logits: nothing finer was computed.
+
+    Args:
+        logits: [n, V], in fp32.
+    """
+    exponent = torch.frexp(logits.abs().max()).exponent - 1
+    return float(torch.ldexp(torch.tensor(torch.finfo(dtype).eps), exponent.cpu()))
+
+
 class Referee:
     """Compares greedy texts with a reference; measures the model's rounding noise when it first needs it.
 
@@ -124,7 +134,8 @@ class Referee:
 
     @property
     def noise(self) -> float:
-        """Largest change of a top-2 gap between a full and a stepwise pass, in logits; 0 in fp32 and fp64."""
+        """Largest change of a top-2 gap between a full and a stepwise pass, in logits, and at least the last
+        bit of one: a short text may hold no gap that moved. 0 in fp32 and fp64."""
         if self._noise is None:
             self._noise = 0.0
             if self._model.dtype in (torch.bfloat16, torch.float16):
@@ -144,7 +155,10 @@ class Referee:
 
     def _noise_of(self, index: int) -> float:
         prompt, text = self._prompts[index], self._references[index]
-        return gap_noise(stepwise_pass(self._model, prompt, text), full_pass(self._model, prompt, text))
+        whole = full_pass(self._model, prompt, text)
+        return max(
+            gap_noise(stepwise_pass(self._model, prompt, text), whole), last_bit(whole, self._model.dtype)
+        )
 
     def _judge_row(self, index: int, text: Text) -> Verdict:
         reference = self._references[index]

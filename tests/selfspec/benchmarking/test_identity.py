@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from selfspec.benchmarking.identity import Referee, Verdict, compare_exactly, gap_noise
+from selfspec.benchmarking.identity import Referee, Verdict, compare_exactly, gap_noise, last_bit
 
 NEAR, CLEAR = 1, 2
 """Tokens after which the two likeliest tokens are almost equal, or far apart."""
@@ -50,7 +50,8 @@ def test_the_same_text_needs_no_measurement() -> None:
 def test_a_choice_within_the_rounding_noise_is_a_near_tie() -> None:
     judge = referee(torch.bfloat16)
     assert judge.judge([(3, NEAR, 0, 3)]) == Verdict(near_ties=1)
-    assert judge.measured_noise == pytest.approx(ROUNDING, abs=1e-5)
+    # The last bit of a logit from 4 to 8, which is more than what rounding was seen to move.
+    assert judge.measured_noise == 2**-5 > ROUNDING
 
 
 def test_after_a_near_tie_the_rest_of_the_text_is_still_checked() -> None:
@@ -83,3 +84,19 @@ def test_verdicts_add_up_and_speak() -> None:
     total = Verdict(identical=2) + Verdict(near_ties=1) + Verdict(different=1)
     assert str(total) == "2 of 4, 1 near-tie, 1 different"
     assert str(Verdict(identical=3)) == "3 of 3"
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype", "step"),
+    [
+        (9.4, torch.bfloat16, 0.0625),
+        (16.0, torch.bfloat16, 0.125),
+        (-15.9, torch.bfloat16, 0.0625),
+        (9.4, torch.float16, 2**-7),
+    ],
+)
+def test_nothing_finer_than_the_last_bit_of_a_logit_was_computed(
+    largest: float, dtype: torch.dtype, step: float
+) -> None:
+    logits = torch.tensor([[0.5, largest, -1.0]])
+    assert last_bit(logits, dtype) == step
