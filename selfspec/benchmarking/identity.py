@@ -97,7 +97,7 @@ def gap_noise(one: Tensor, other: Tensor) -> float:
 
 
 def last_bit(logits: Tensor, dtype: torch.dtype) -> float:
-    """The step between neighbouring numbers of `dtype` at the largest of these logits: nothing finer was computed.
+    """The step from the largest of these logits to the next number of `dtype`: nothing finer was computed.
 
     Args:
         logits: [n, V], in fp32.
