@@ -13,7 +13,7 @@ from torch import Tensor
 
 import selfspec
 from layer_skip.decoder import LayeredDecoder
-from selfspec.benchmarking.identity import Referee
+from selfspec.benchmarking.identity import Referee, full_pass, gap_noise, last_bit
 from selfspec.shapes import probe
 
 NEW_TOKENS = 20
@@ -45,13 +45,6 @@ def settings_of(n_layers: int) -> list[dict[str, int]]:
 def top_two_gap(logits: Tensor) -> float:
     best, second = logits.float().topk(2).values
     return float(best - second)
-
-
-@torch.no_grad()
-def last_logits(model: Any, tokens: list[int]) -> Tensor:
-    """Logits [V] after a text, in one pass."""
-    logits: Tensor = model(torch.tensor([tokens])).logits[0, -1].float()
-    return logits
 
 
 def test_the_held_out_prompts_are_many_and_of_all_lengths(held_out_prompts: list[list[int]]) -> None:
@@ -99,12 +92,11 @@ def test_every_difference_to_the_models_own_generate_in_bf16_is_a_near_tie(
         differs = one != other
         if not differs and number % 3:
             continue  # the noise is measured on a third of the texts, and wherever they part
-        parted = next((i for i in range(NEW_TOKENS) if one[i] != other[i]), NEW_TOKENS - 1)
-        before = prompt + one[:parted]
-        exact, rounded = last_logits(reference_model, before), last_logits(model, before)
-        first, second = exact.topk(2).indices
-        noise = max(noise, float(((exact - rounded)[first] - (exact - rounded)[second]).abs()))
+        exact_all, rounded_all = full_pass(reference_model, prompt, one), full_pass(model, prompt, one)
+        noise = max(noise, gap_noise(exact_all, rounded_all), last_bit(exact_all, model.dtype))
         if differs:
+            parted = next(i for i in range(NEW_TOKENS) if one[i] != other[i])
+            exact, rounded = exact_all[parted], rounded_all[parted]
             between = float((exact[one[parted]] - exact[other[parted]]).abs())
             ties.append((top_two_gap(exact), top_two_gap(rounded), between))
     record_property("prompts", len(pairs))
