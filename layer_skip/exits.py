@@ -1,6 +1,7 @@
 """Exits: what the model would say if it stopped after each layer."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,16 +24,15 @@ class NoCache:
 
 def fused_head(decoder: LayeredDecoder) -> Head | None:
     """Final norm and LM head as `exit_head` takes them; None where they are more than that, or packed."""
-    around, head = decoder.plain_head, getattr(decoder.head, "matrix", decoder.head)
+    head: Any = getattr(decoder.head, "matrix", decoder.head)
+    around = decoder.plain_head
     norm = norm_of(decoder.norm)
     if around is None or norm is None or not is_plain_matrix(head):
         return None
-    weight, bias = head.weight, head.bias
     multiplier, softcap = around
-    assert isinstance(weight, Tensor)
     return Head(
-        weight.detach(),
-        bias=bias.detach() if isinstance(bias, Tensor) else None,
+        head.weight.detach(),
+        bias=None if head.bias is None else head.bias.detach(),
         norm=norm,
         multiplier=multiplier,
         softcap=softcap,

@@ -26,7 +26,7 @@ def together(modules: Sequence[nn.Module]) -> Product:
     if all(map(_is_packed, modules)):
         matrices = [_packed(module) for module in modules]
         return _up_to(MOST_ROWS, lambda x: low_bit_products(x, matrices), one_by_one)
-    if not all(map(_is_plain, modules)):
+    if not all(map(is_plain_matrix, modules)):
         return one_by_one
     weights, biases = _weights(modules), _biases(modules)
     return _up_to(MOST_ROWS, lambda x: narrow_product(x, weights, biases), one_by_one)
@@ -48,7 +48,7 @@ def added(module: nn.Module) -> Residual:
             return low_bit_products(x, matrices, residual=residual, multiplier=multiplier)
 
         return packed
-    if not _is_plain(module):
+    if not is_plain_matrix(module):
         return apart
     weights, biases = _weights([module]), _biases([module])
 
@@ -72,7 +72,7 @@ def gated(gate: nn.Module, up: nn.Module, activation: nn.Module) -> Product:
     if _is_packed(gate) and _is_packed(up):
         first, second = _packed(gate), _packed(up)
         return _up_to(MOST_ROWS, lambda x: low_bit_gated(x, first, second, activation=name), apart)
-    plain = _is_plain(gate) and _is_plain(up)
+    plain = is_plain_matrix(gate) and is_plain_matrix(up)
     if not plain or any(bias is not None for bias in _biases([gate, up])):
         return apart
     one, other = _weights([gate, up])
@@ -89,9 +89,6 @@ def is_plain_matrix(module: nn.Module) -> bool:
         and weight.stride(-1) == 1
         and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
     )
-
-
-_is_plain = is_plain_matrix
 
 
 def _is_packed(module: nn.Module) -> bool:

@@ -11,8 +11,8 @@ from selfspec_kernels.commit import COUNTERS, RowState
 from selfspec_kernels.noise import Noise
 
 MOST_FOUND = 63
-"""Tokens of a draft that was found: with the last committed one they fill the widest pass."""
-_END_TOKENS = 64
+"""Tokens of a draft: with the last committed one they fill the widest pass."""
+MOST_END_TOKENS = 64
 _NO_TOKEN = -2
 """Fills up the list of end tokens: no token is that, nor is NOTHING."""
 
@@ -67,7 +67,7 @@ class Buffers:
             limits=integers(rows),
             finished=torch.ones(rows, dtype=torch.bool, device=device),
             counters=integers(rows, COUNTERS),
-            end_tokens=integers(_END_TOKENS),
+            end_tokens=integers(MOST_END_TOKENS),
         )
         self.found = integers(rows, MOST_FOUND)
         self.keys = integers(rows)
@@ -91,7 +91,7 @@ class Buffers:
         state.finished.copy_(torch.arange(len(lengths)) >= count)
         state.counters.zero_()
         listed = sorted(ends)
-        state.end_tokens.copy_(torch.tensor([*listed, *[_NO_TOKEN] * (_END_TOKENS - len(listed))]))
+        state.end_tokens.copy_(torch.tensor([*listed, *[_NO_TOKEN] * (MOST_END_TOKENS - len(listed))]))
         if request.keys is not None:
             self.keys[:count] = request.keys
         for name in ("temperature", "top_k", "top_p", "min_p"):

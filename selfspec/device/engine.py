@@ -49,12 +49,12 @@ def begin(call: Call, space: Workspace) -> Signature:
 def launchable(call: Call, space: Workspace, step: Step, signature: Signature) -> Kind:
     """The kind of round that a step asks for; found tokens are on their way to the device."""
     if step.arm is not None or not step.length:
-        return space.ready_for(Kind(step.arm, step.length, signature))
+        return space.ready_for(Kind(step.arm, min(step.length, MOST_FOUND), signature))
     # Few lengths, so that graphs are found again: 1, 3, 7, 15, ...
     length = min(bucket(step.length + 1) - 1, MOST_FOUND)
     found: list[list[int]] = [[] for _ in range(space.rows)]
     for row, tokens in zip(call.rows.active, step.found, strict=True):
-        found[row] = list(tokens)
+        found[row] = list(tokens[:length])
     space.buffers.give(found, length)
     return Kind(None, length, signature)
 

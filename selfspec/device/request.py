@@ -9,7 +9,7 @@ from transformers.generation import logits_process
 from layer_skip.decoder import LayeredDecoder
 from selfspec.cache import KVCache
 from selfspec.call import Call
-from selfspec.device.buffers import Request
+from selfspec.device.buffers import MOST_END_TOKENS, Request
 from selfspec.device.workspace import hooked
 from selfspec.drafting import Lookup, ModelDrafter
 from selfspec.modes import Coupled, Greedy
@@ -68,6 +68,7 @@ def call_reason(call: Call) -> str:
         "rejection sampling": not isinstance(call.mode, (Greedy, Coupled)),
         "logits processors that need the host": _sampling(call) is None,
         "stopping criteria that need the host": bool(rows.criteria),
+        "more end tokens than a device is given": len(rows.eos_tokens) > MOST_END_TOKENS,
         "embeddings or a cache that came with the call": bool(rows.unseen or rows.known),
         "a cache or scores to give back": isinstance(call.cache, KeepingCache),
         "drafts of a shape that is decided on the way": not _is_fixed(drafter),

@@ -120,9 +120,9 @@ class StaticRound:
         if kind.arm is None or not length:
             draft, hidden, exact = self._found(last, span, length)
         elif kind.arm.low_bit:
-            draft, hidden, exact = self._by_view(last, span, kind)
+            draft, hidden, exact = self._by_view(last, span, kind, kind.arm.exit_layer)
         else:
-            draft, hidden, exact = self._by_early_exit(last, span, kind)
+            draft, hidden, exact = self._by_early_exit(last, span, kind, kind.arm.exit_layer)
         hidden = self._verify(hidden, span, exact)
         verdict = self._exit.accept(hidden, span.narrow(0, length + 1), draft, buffers, kind.signature)
         drafted = (draft != NOTHING).sum(dim=1)
@@ -135,22 +135,23 @@ class StaticRound:
         nodes = torch.cat([last, draft.clamp(min=0)], dim=1)
         return draft, self.target.embed(nodes, span.narrow(0, length + 1)), 0
 
-    def _by_view(self, last: Tensor, span: Span, kind: Kind) -> tuple[Tensor, Tensor, int]:
+    def _by_view(self, last: Tensor, span: Span, kind: Kind, exit_layer: int) -> tuple[Tensor, Tensor, int]:
         """A chain by the view; its K/V are scratch, and verification begins at layer 0."""
-        assert self.view is not None and self._view_exit is not None and kind.arm is not None
+        if self.view is None or self._view_exit is None:
+            raise RuntimeError("a round by a low-bit view, where none was made")
         tokens = [last]
         for k in range(kind.length):
             place = span.narrow(k, 1)
-            hidden = self._run(self.view, self.view.embed(tokens[-1], place), 0, kind.arm.exit_layer, place)
+            hidden = self._run(self.view, self.view.embed(tokens[-1], place), 0, exit_layer, place)
             tokens.append(self._view_exit.choose(hidden, place, self.buffers, kind.signature)[:, None])
         nodes = torch.cat(tokens, dim=1)
         return nodes[:, 1:], self.target.embed(nodes, span.narrow(0, kind.length + 1)), 0
 
-    def _by_early_exit(self, last: Tensor, span: Span, kind: Kind) -> tuple[Tensor, Tensor, int]:
+    def _by_early_exit(
+        self, last: Tensor, span: Span, kind: Kind, exit_layer: int
+    ) -> tuple[Tensor, Tensor, int]:
         """A chain by the model's own first layers, which verification does not run again."""
-        assert kind.arm is not None
-        exit_layer, token = kind.arm.exit_layer, last
-        tokens, states = [], []
+        token, tokens, states = last, [], []
         for k in range(kind.length + 1):
             place = span.narrow(k, self._width(1))
             hidden = self.target.embed(token.expand(-1, place.width), place)

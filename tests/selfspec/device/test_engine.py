@@ -100,6 +100,23 @@ def test_any_length_of_text(model: Any, new_tokens: int) -> None:
     assert torch.equal(model.generate(**request), own_generate(model, **request))
 
 
+@pytest.mark.parametrize("draft", [{"draft": "early_exit", "exit_layer": 2}, {"draft": "lookup"}], ids=str)
+def test_the_longest_draft_that_may_be_set(model: Any, draft: dict[str, Any]) -> None:
+    """It is one token longer than a pass on the device takes."""
+    prompt = {name: value.repeat(1, 12) for name, value in ONE.items()}  # something to find, and much of it
+    selfspec.wrap(model, **draft, draft_length=64)
+    request = {**prompt, "max_new_tokens": 80, "do_sample": False}
+    assert torch.equal(model.generate(**request), own_generate(model, **request))
+    assert model.speculation.stats.launching == "CUDA graphs"
+
+
+def test_more_end_tokens_than_a_device_is_given(model: Any) -> None:
+    selfspec.wrap(model, draft_length=2)
+    request = {**ONE, "max_new_tokens": 8, "do_sample": False, "eos_token_id": list(range(97, 170))}
+    assert torch.equal(model.generate(**request), own_generate(model, **request))
+    assert "end tokens" in model.speculation.stats.launching
+
+
 def test_a_prompt_of_one_token(model: Any) -> None:
     prompt = random_prompts(1)
     selfspec.wrap(model, draft="early_exit", exit_layer=2, draft_length=3)
