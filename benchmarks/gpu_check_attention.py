@@ -11,7 +11,7 @@ from gpu_bench import Bench
 from gpu_checks import BF16, FP16, FP32, INFINITY, LIMIT, NAN, Check, normal, poisoned, worst
 from torch import Tensor
 
-from selfspec_kernels.verify_attention import tree_bits, verify_attention
+from selfspec_kernels.verify_attention import Attention, tree_bits, verify_attention
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ def attention_error(bench: Bench, case: AttentionCase) -> float:
     }
     at = torch.tensor(lengths, device=bench.device)
     with poisoned():
-        found = verify_attention(query, key, value, at, **keywords, backend=bench.backend)
+        found = verify_attention(Attention(query, key, value, at, **keywords), backend=bench.backend)
     # The kernel must not read what nobody has written; of the reference that is not asked.
-    clean = (key.nan_to_num(), value.nan_to_num())
-    return worst(found, verify_attention(query, *clean, at, **keywords, backend="reference"))
+    clean = Attention(query, key.nan_to_num(), value.nan_to_num(), at, **keywords)
+    return worst(found, verify_attention(clean, backend="reference"))
 
 
 def attention_operands(bench: Bench, case: AttentionCase) -> tuple[Tensor, Tensor]:
@@ -88,47 +88,37 @@ def bits_alone(bench: Bench) -> float:
     length = bench.pick(5000, 40)
     query, (key, value) = attention_operands(bench, AttentionCase((length,) * 4, 8))
     lengths = torch.full((4,), length, device=bench.device)
-    whole = verify_attention(query, key, value, lengths, backend=bench.backend)
+    whole = verify_attention(Attention(query, key, value, lengths), backend=bench.backend)
     same = True
     for column in range(8):
-        alone = verify_attention(
+        one = Attention(
             query[-1:, :, column : column + 1],
             key[-1:, :, : length + 8],
             value[-1:, :, : length + 8],
             lengths[-1:] + column,
-            backend=bench.backend,
         )
+        alone = verify_attention(one, backend=bench.backend)
         same &= torch.equal(alone[0, 0], whole[-1, column])
     return 0.0 if same or not bench.on_gpu else INFINITY
 
 
 def rope_error(bench: Bench, dtype: torch.dtype, size: int, norms: bool) -> float:
     """Queries, keys and values; slots in no order, the cache around them untouched."""
-    from selfspec_kernels.rope_store import rope_store
+    from selfspec_kernels.rope_store import Projections, rope_store
 
     rows, width, heads, kv_heads, capacity = 3, 8, 8, 2, 100
     qkv = normal(bench, rows, width, (heads + 2 * kv_heads) * size, dtype=dtype)
     angles = normal(bench, rows, width, size // 2).repeat(1, 1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     slots = torch.stack([torch.randperm(capacity)[:width] for _ in range(rows)]).to(bench.device)
-    weights = [normal(bench, size, dtype=dtype) if norms else None for _ in range(2)]
+    query_norm, key_norm = (normal(bench, size, dtype=dtype) if norms else None for _ in range(2))
     empty = normal(bench, 2, rows, kv_heads, capacity, size, dtype=dtype)
     results = []
     for backend in (bench.backend, "reference"):
         keys, values = empty.clone()
+        new = Projections(qkv, cos, sin, keys, values, slots, heads, query_norm, key_norm)
         with poisoned():
-            query = rope_store(
-                qkv,
-                cos,
-                sin,
-                keys,
-                values,
-                slots,
-                heads=heads,
-                query_norm=weights[0],
-                key_norm=weights[1],
-                backend=backend,
-            )
+            query = rope_store(new, backend=backend)
         results.append((query, keys, values))
     return max(worst(*pair) for pair in zip(*results, strict=True))
 

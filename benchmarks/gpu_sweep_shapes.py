@@ -21,6 +21,7 @@ from torch import Tensor
 from selfspec_kernels import exit_head_launch, low_bit_launch, verify_attention_launch
 from selfspec_kernels.exit_head import Head, Norm
 from selfspec_kernels.launching import processors
+from selfspec_kernels.verify_attention import Attention
 
 Shape = tuple[str, str, Callable[[], Candidates]]
 
@@ -146,10 +147,7 @@ def attention(bench: Bench, context: int, rows: int, width: int) -> Candidates:
     lengths = torch.full((rows,), context, device=bench.device)
 
     def run(plan: Any, cache: Tensor) -> object:
-        key, value = cache[0], cache[1]
-        return verify_attention_launch.attend(
-            query, key, value, lengths, SIZE**-0.5, None, None, None, None, None, chosen=plan
-        )
+        return verify_attention_launch.attend(Attention(query, cache[0], cache[1], lengths), plan)
 
     default = verify_attention_launch.plan(SIZE, BF16)
     numbers = product((512, 256, 1024), (32, 64, 128), (4, 8), (3, 2, 4))

@@ -13,7 +13,7 @@ from gpu_time_rounds import Timing
 from gpu_timing import n_sets, reached, timed_row
 from torch import Tensor
 
-from selfspec_kernels.verify_attention import verify_attention
+from selfspec_kernels.verify_attention import Attention, verify_attention
 
 LEAST_SHARE = 0.8
 HEADS, KV_HEADS, SIZE = 32, 8, 128
@@ -58,7 +58,7 @@ def attention_row(bench: Bench, context: int, rows: int, width: int) -> Row:
     lengths = torch.full((rows,), context, device=bench.device)
 
     def run(cache: Tensor) -> object:
-        return verify_attention(query, cache[0], cache[1], lengths, backend=bench.backend)
+        return verify_attention(Attention(query, cache[0], cache[1], lengths), backend=bench.backend)
 
     row = timed_row(bench, run, sets, nbytes, launches=2)
     row = {**row, "of the copy's speed": nbytes / bench.copy_speed / (1e-6 * row["µs"])}
@@ -120,7 +120,7 @@ def beside(
 
 def rope_row(bench: Bench, rows: int, width: int) -> Row:
     """A launch and next to no bytes."""
-    from selfspec_kernels.rope_store import rope_store
+    from selfspec_kernels.rope_store import Projections, rope_store
 
     qkv = normal(bench, rows, width, (HEADS + 2 * KV_HEADS) * SIZE, dtype=BF16)
     angle = normal(bench, rows, width, SIZE, dtype=BF16)
@@ -128,7 +128,7 @@ def rope_row(bench: Bench, rows: int, width: int) -> Row:
     slots = torch.arange(width, device=bench.device).repeat(rows, 1)
 
     def run(_: int) -> object:
-        return rope_store(qkv, angle, angle, keys, values, slots, heads=HEADS, backend=bench.backend)
+        return rope_store(Projections(qkv, angle, angle, keys, values, slots, HEADS), backend=bench.backend)
 
     row = timed_row(bench, run, [0], 2 * qkv.nbytes, launches=1)
     return {"µs": row["µs"], "over an empty launch": row["over floor and launches"]}

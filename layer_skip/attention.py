@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from selfspec_kernels.verify_attention import verify_attention
+from selfspec_kernels.verify_attention import Attention, verify_attention
 
 ATTENTION = "selfspec"
 
@@ -65,17 +65,10 @@ def attend(
     """
     if isinstance(attention_mask, Visible):
         seen = attention_mask
-        out = verify_attention(
-            query,
-            key,
-            value,
-            seen.lengths,
-            scaling=scaling,
-            window=seen.window,
-            softcap=softcap,
-            sinks=s_aux,
+        given = Attention(
+            query, key, value, seen.lengths, scaling, window=seen.window, softcap=softcap, sinks=s_aux
         )
-        return out, None
+        return verify_attention(given), None
     batch, heads, width = query.shape[:3]
     groups = heads // key.shape[1]
     plain = softcap is None and s_aux is None

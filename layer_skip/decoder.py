@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layer_skip import alibi
-from layer_skip.attention import Visible
 from layer_skip.families import FAMILIES, UnsupportedModelError
+from layer_skip.layout import Layout
 from layer_skip.recognition import family_of
 from layer_skip.shells import replaced, with_our_attention
-from layer_skip.span import Chunk, Reach, Span, causal_mask, tree_keys, tree_mask
+from layer_skip.span import Span
 
 
 class LayeredDecoder:
@@ -42,8 +41,8 @@ class LayeredDecoder:
             needed = attrgetter(family.attention if family.own_attention else f"{family.attention}.config")
             for layer in layers:
                 needed(layer)
-            self._rotary: Any = getattr(base, family.rotary) if family.rotary else None
             self._positions = getattr(base, family.position_embedding) if family.position_embedding else None
+            rotary = getattr(base, family.rotary) if family.rotary else None
         except AttributeError as error:
             known = "calls itself" if family.model_type in FAMILIES else "has no row for"
             raise UnsupportedModelError(
@@ -59,9 +58,9 @@ class LayeredDecoder:
         self._logit_multiplier = self._factor(family.logit_multiplier_field)
         self._logit_divisor = self._factor(family.logit_divisor_field)
         self._softcap = self._factor(family.logit_softcap_field)
-        self._kinds, self._reaches = _layer_kinds(self.config, len(self._layers))
         self.device: torch.device = next(iter(self._embed.parameters())).device
         self.dtype: torch.dtype = next(p.dtype for p in self._embed.parameters())
+        self._layout = Layout(family, self.config, base, rotary, len(layers), self.dtype)
 
     def _factor(self, field: str | None) -> float | None:
         return None if field is None else getattr(self.config, field, None)
@@ -89,7 +88,7 @@ class LayeredDecoder:
         """A decoder of layers [0, n_layers) with the modules in `table` replaced; the rest is shared."""
         other = copy.copy(self)
         other._layers = [replaced(layer, table) for layer in self._layers[:n_layers]]
-        other._kinds, other._reaches = self._kinds[:n_layers], self._reaches[:n_layers]
+        other._layout = self._layout.of_first(n_layers)
         other._head = replaced(self._head, table)
         return other
 
@@ -131,21 +130,6 @@ class LayeredDecoder:
         """Whether a position past `max_positions` does not exist at all, rather than being untrained."""
         return self._positions is not None or self.family.position_table
 
-    @property
-    def fixed_rope_length(self) -> int | None:
-        """Tokens up to which a position's rotary angles depend on nothing else, None where that is always so.
-
-        Dynamic NTK scaling and LongRoPE turn every position further once a text is longer than this.
-        """
-        if self.family.fixed_length_field and getattr(self.config, "attn_temperature_tuning", False):
-            return int(getattr(self.config, self.family.fixed_length_field)) - 1
-        kinds = getattr(self._rotary, "rope_type", None) or ""
-        kinds = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
-        if "longrope" in kinds:
-            return int(self.config.rope_parameters["original_max_position_embeddings"])
-        dynamic = any("dynamic" in kind for kind in kinds)
-        return int(self._rotary.original_max_seq_len) if dynamic else None
-
     def products(self) -> Iterator[nn.Module]:
         """The modules whose matrices decide a token, in all layers, and the head.
 
@@ -160,59 +144,22 @@ class LayeredDecoder:
     def span(
         self, positions: Tensor, key_length: int, start: int | None, ancestors: Tensor | None = None
     ) -> Span:
-        """Rotary angles and masks for tokens at `positions` [B, m] over `key_length` cache slots.
-
-        `ancestors` (bool [m, m]) makes them candidates of a tree, see `tree_mask`.
-        """
-        slots = positions
-        keys = torch.arange(key_length, device=positions.device).expand(len(positions), -1)
-        if ancestors is None:
-            masks = {r: causal_mask(positions, key_length, r, self.dtype) for r in set(self._reaches)}
-        else:
-            slots = positions[:, :1] + torch.arange(positions.shape[1], device=positions.device)
-            keys = tree_keys(positions, key_length)
-            masks = {r: tree_mask(positions, keys, r, self.dtype, ancestors) for r in set(self._reaches)}
-        arguments: dict[str, Tensor | None] = {}
-        if self.family.alibi is not None:
-            how = self.family.alibi
-            masks, arguments = alibi.add(self._base, self.config, how, masks, keys, self.dtype)
-        return Span(positions, slots, self._rope(positions), masks, start, arguments)
+        """Where tokens at `positions` [B, m] stand, over `key_length` cache slots: see `Layout.span`."""
+        return self._layout.span(positions, key_length, start, ancestors)
 
     def span_on_device(self, first: Tensor, width: int) -> Span:
-        """The same for consecutive tokens in slots first + (0, ..., width - 1), first [B]: in place of masks
-        what each row sees by its length, so that the pass can be captured and replayed while texts grow.
-
-        Raises:
-            UnsupportedModelError: its layers need masks, see `needs_masks`.
-        """
-        if self.needs_masks:
-            raise UnsupportedModelError(self.needs_masks)
-        positions = first[:, None] + torch.arange(width, device=first.device)
-        starts = positions.t().contiguous()
-        masks: dict[Reach, Tensor | Visible] = {
-            r: Visible(starts, r) for r in set(self._reaches) if not isinstance(r, Chunk)
-        }
-        return Span(positions, positions, self._rope(positions), masks, None)
+        """The same without masks, to be captured and replayed: see `Layout.span_on_device`."""
+        return self._layout.span_on_device(first, width)
 
     @property
     def needs_masks(self) -> str:
-        """Why its passes take masks made on the host, or angles that depend on a length; empty if not."""
-        family = self.family
-        reasons = {
-            "its attention code is its own": family.own_attention,
-            "it takes ALiBi biases": family.alibi is not None,
-            "it sees chunks": any(isinstance(reach, Chunk) for reach in self._reaches),
-            "its rotary angles depend on the length of the text": self.fixed_rope_length is not None,
-        }
-        return ", ".join(reason for reason, holds in reasons.items() if holds)
+        """Why its passes take masks made on the host: see `Layout.needs_masks`."""
+        return self._layout.needs_masks
 
-    def _rope(self, positions: Tensor) -> Any:
-        if self._rotary is None:
-            return None
-        like = torch.empty(0, dtype=self.dtype, device=positions.device)
-        if not self.family.rotary_by_layer_type:
-            return self._rotary(like, positions)
-        return {kind: self._rotary(like, positions, kind) for kind in set(self._kinds)}
+    @property
+    def fixed_rope_length(self) -> int | None:
+        """Tokens up to which rotary angles stay as they are: see `Layout.fixed_rope_length`."""
+        return self._layout.fixed_rope_length
 
     def embed(self, tokens: Tensor, span: Span) -> Tensor:
         """Hidden states [B, m, D] in front of layer 0 for tokens [B, m]."""
@@ -254,11 +201,7 @@ class LayeredDecoder:
                 positions = positions.clamp(max=self.config.max_position_embeddings - 1)
             arguments[self.family.position_argument] = positions
         for index in range(first, last):
-            if span.rope is not None:
-                by_kind = self.family.rotary_by_layer_type
-                arguments["position_embeddings"] = span.rope[self._kinds[index]] if by_kind else span.rope
-            mask = span.masks[self._reaches[index]]
-            output = self._layers[index](hidden, attention_mask=mask, **arguments)
+            output = self._layers[index](hidden, **self._layout.arguments(index, span), **arguments)
             hidden = output[0] if isinstance(output, tuple) else output
             if watch is not None:
                 watch(index + 1, hidden)
@@ -290,16 +233,3 @@ class LayeredDecoder:
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
-
-
-def _layer_kinds(config: Any, n_layers: int) -> tuple[list[str], list[Reach]]:
-    """Kind of every layer in the config's words, and how far back its tokens see."""
-    window: int | None = getattr(config, "sliding_window", None)
-    chunk: int | None = getattr(config, "attention_chunk_size", None)
-    reaches: dict[str, Reach] = {
-        "full_attention": None,
-        "sliding_attention": window,
-        "chunked_attention": Chunk(chunk) if chunk else None,
-    }
-    kinds = (getattr(config, "layer_types", None) or ["sliding_attention"] * n_layers)[:n_layers]
-    return kinds, [reaches[kind] for kind in kinds]

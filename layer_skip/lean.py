@@ -15,9 +15,9 @@ from layer_skip.norms import LeanNorm, norm_of
 from layer_skip.packed_linear import PackedLinear
 from layer_skip.products import added, gated, together
 from selfspec_kernels.overlap import with_overlap
-from selfspec_kernels.rope_store import rope_store
+from selfspec_kernels.rope_store import Projections, rope_store
 from selfspec_kernels.row_norm import Norm, row_norm
-from selfspec_kernels.verify_attention import HEAD_SIZES, verify_attention
+from selfspec_kernels.verify_attention import HEAD_SIZES, Attention, verify_attention
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
@@ -79,7 +79,7 @@ class LeanLayer(nn.Module):
     ) -> Tensor:
         qkv = self._qkv(row_norm(hidden, self._before))
         keys, values, slots = cache.storage(self._layer_idx, self._kv_heads, self._size, qkv)
-        query = rope_store(
+        new = Projections(
             qkv,
             *position_embeddings,
             keys,
@@ -90,8 +90,9 @@ class LeanLayer(nn.Module):
             key_norm=None if self._key_norm is None else self._key_norm.weight,
             eps=1e-6 if self._query_norm is None else self._query_norm.eps,
         )
+        query = rope_store(new)
         attended = verify_attention(
-            query, keys, values, seen.lengths, scaling=self._scaling, window=seen.window
+            Attention(query, keys, values, seen.lengths, self._scaling, window=seen.window)
         )
         hidden = self._out(attended.flatten(2), hidden, self._multiplier)
         return self._down(self._gated(row_norm(hidden, self._between)), hidden, self._multiplier)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from layer_skip.decoder import LayeredDecoder
 from layer_skip.span import Span
 
 
@@ -103,3 +104,13 @@ class CacheWindow:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before this pass, 0 where rows differ: for attention code that asks (MPT, Llama 4)."""
         return self._span.start or 0
+
+
+@torch.inference_mode()
+def allocated_cache(decoder: LayeredDecoder, rows: int, capacity: int) -> KVCache:
+    """A cache in which every layer has its K/V: it runs on one token a row, to see what it stores."""
+    cache = KVCache(rows, decoder.n_layers, capacity)
+    positions = torch.zeros(rows, 1, dtype=torch.int64, device=decoder.device)
+    span = decoder.span(positions, capacity, 0)
+    decoder.run(decoder.embed(positions, span), 0, decoder.n_layers, span, cache.window(span))
+    return cache

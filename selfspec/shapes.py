@@ -82,6 +82,13 @@ def probe(decoder: LayeredDecoder) -> ShapePlan:
     return plan
 
 
+def forget_probes() -> None:
+    """Probe again where next asked: for benchmarks of what probing takes."""
+    _plans.clear()
+    _probe_product.cache_clear()
+    _probe_attention.cache_clear()
+
+
 def _probe(decoder: LayeredDecoder) -> ShapePlan:
     config, threads = decoder.config, torch.get_num_threads()
     heads = config.num_attention_heads
@@ -182,10 +189,11 @@ def _probe_attention(
 def _attention_samples(
     head_size: int, groups: int, dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
-    """Random query, key, value and prefix length; 16 KV heads, since differences are rare in each."""
+    """Random query, key, value and prefix length; 16 heads or more, since differences are rare in each."""
+    kv_heads = max(16 // groups, 1)
     for seed, cached in enumerate((5, 40, 100, 180, 240, 300, 370, 440, 600, 700, 800, 900)):
         generator = torch.Generator().manual_seed(seed)
-        shapes = ((16 * groups, max(_WIDTHS)), (16, 2048), (16, 2048))
+        shapes = ((kv_heads * groups, max(_WIDTHS)), (kv_heads, 2048), (kv_heads, 2048))
         query, key, value = (
             torch.randn(1, h, n, head_size, generator=generator).to(device, dtype) for h, n in shapes
         )

@@ -4,6 +4,7 @@ import logging
 import threading
 import warnings
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,20 +66,28 @@ class Speculation:
         self._lock = threading.Lock()
 
     def prepare(self, model: Any, decoder: LayeredDecoder) -> None:
-        """Probe shapes, read the corpus, make the low-bit view and time passes: all that is done once.
+        """Read the corpus and make the low-bit view, once for all calls.
+
+        Passes are timed here where draft="auto" has to choose; else where a call asks for their costs.
 
         Raises:
             ConfigError: the corpus cannot be read, or the view does not fit.
         """
-        self.shapes(decoder)
         if self.config.looks_up:
             self._corpus = read_corpus(model, self.config.corpus)
-        exact = self._time(decoder)
-        if self._wants_view(decoder, exact):
+        knowledge = Knowledge(decoder.n_layers, partial(self._time, decoder), None, self.config.draft_bits)
+        if self._wants_view(decoder, knowledge):
             self.view, self.view_note = make_view(decoder, self.config)
             _log.log(logging.WARNING if self.view is None else logging.INFO, self.view_note)
-        low_bit = None if self.view is None else self._time(self.view.of(decoder))
-        self._knowledge = Knowledge(decoder.n_layers, exact, low_bit, self.config.draft_bits)
+        if self.view is not None:
+            knowledge.time_low_bit = partial(self._time, self.view.of(decoder))
+        if self.config.kind == "auto":
+            knowledge.time()
+        self._knowledge = knowledge
+
+    def _prepare_once(self, model: Any, decoder: LayeredDecoder) -> None:
+        if self._knowledge is None:  # a copy, or a model that was not wrapped
+            self.prepare(model, decoder)
 
     def recheck(self, model: Any, decoder: LayeredDecoder) -> None:
         """Check the model, if it is not in the state in which it was checked last.
@@ -100,10 +109,12 @@ class Speculation:
         self.profiles = profiles
 
     def tune(self, prompts: Any, *, workload: str = "default", **options: Any) -> Profile:
-        """Choose exit layer, draft length and stop rule of early exit drafts for a workload.
+        """Choose how a workload drafts: by early exit or by the low-bit view, where these settings have one,
+        with which layers, how far, and where to stop.
 
         Calls follow the profile from now on where they name the workload, and by default with
-        draft="early_exit"; draft="auto" has other drafts to choose from and goes on measuring.
+        draft="early_exit"; draft="auto" can also copy from what the text has said, which a profile knows
+        nothing of, and goes on measuring.
 
         Args:
             prompts: token ids, a list per prompt; or texts, with `tokenizer=`.
@@ -118,7 +129,13 @@ class Speculation:
         """
         from selfspec.tuning.session import tune_model  # it drives the engine, which needs this module
 
-        tuned = tune_model(self._model, prompts, workload=workload, config=self.config, **options)
+        decoder = LayeredDecoder(self._model)
+        self.recheck(self._model, decoder)
+        with self._lock:
+            self._prepare_once(self._model, decoder)
+        tuned = tune_model(
+            self._model, prompts, workload=workload, config=self.config, view=self.view, **options
+        )
         with self._lock:
             others = {name: profile for name, profile in self.profiles.items() if name != workload}
             self.profiles = {**others, workload: tuned.profile}
@@ -134,17 +151,16 @@ class Speculation:
         """Drafter and pacer of a call, its statistics, and what reads the exits along its prompt."""
         profile, followed = profile_of_call(self.profiles, self.config, model, sampled, workload)
         with self._lock:
-            if self._knowledge is None:  # a copy, or a model that was not wrapped
-                self.prepare(model, decoder)
-        shapes = self.shapes(decoder)
+            self._prepare_once(model, decoder)
+        shapes, fixed = self.shapes(decoder), self.on_device(decoder)
         stats = Stats(
             shapes=describe(shapes, self.config.deterministic), view=self.view_note, profile=followed
         )
         if profile is not None:
             coupled = not sampled or self.config.acceptance == "coupled"
             plain = self.knowledge.plain_rate(len(rows.active))
-            return *follow(profile, rows, coupled, stats, plain, self.on_device(decoder)), stats, None
-        fixed = self.on_device(decoder)
+            how = follow(profile, rows, coupled, stats, plain, view=self.view, fixed=fixed)
+            return *how, stats, None
         strategy = Strategy(self.config, self.knowledge, self.view, self._corpus, fixed)
         drafter, pacer, reading = strategy.of_call(decoder, rows, shapes, stats, sampled)
         return drafter, pacer, stats, reading
@@ -207,16 +223,18 @@ class Speculation:
         """Costs of the passes of the model, or of a view, as calls will run them."""
         return time_captured(decoder) if self.on_device(decoder) else time_passes(decoder)
 
-    def _wants_view(self, decoder: LayeredDecoder, exact: PassCosts) -> bool:
+    def _wants_view(self, decoder: LayeredDecoder, knowledge: Knowledge) -> bool:
         kind = self.config.kind
         if kind not in ("auto", "low_bit", "hybrid"):
             return False
         if parse_bytes(self.config.draft_memory) == 0:
             self.view_note = f"draft_memory={self.config.draft_memory!r}: no low-bit view"
             return False
-        return kind != "auto" or self._view_pays(decoder, exact)
+        if kind == "auto" and self.config.names_profiles:  # calls that follow none do without
+            return any(profile.setting.arm.low_bit for profile in self.profiles.values())
+        return kind != "auto" or self._view_pays(decoder, knowledge)
 
-    def _view_pays(self, decoder: LayeredDecoder, exact: PassCosts) -> bool:
+    def _view_pays(self, decoder: LayeredDecoder, knowledge: Knowledge) -> bool:
         """Whether a layer in few bits is so fast here that it is worth its memory; tries the first."""
         if decoder.device.type != "cpu" and not self.on_device(decoder):
             return False  # launched from Python, a draft step takes as long in few bits
@@ -224,7 +242,7 @@ class Speculation:
             first = LowBitView(decoder, 1, self.config.draft_bits, head=False)
         except NothingToViewError:
             return False
-        return self._time(first.of(decoder)).layer[0] <= _WORTHWHILE_VIEW * exact.layer[0]
+        return self._time(first.of(decoder)).layer[0] <= _WORTHWHILE_VIEW * knowledge.exact.layer[0]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy measures and packs its own: a view follows the weights of one model.

@@ -52,7 +52,7 @@ def list_groups(highs_ptr, found_ptr, group, group_in, bound, MOST: tl.constexpr
     above = ((order(high) > bound) & group_in).to(tl.int32)
     at = tl.cumsum(above, axis=0) - 1
     tl.store(found_ptr + at, group, mask=(above > 0) & (at < MOST))
-    tl.debug_barrier()
+    tl.debug_barrier()  # other threads of the program read it: a barrier orders global memory among them
     return tl.sum(above, axis=0)
 
 
@@ -77,7 +77,7 @@ def list_candidates(
         tl.store(tokens_ptr + at, n, mask=fits)
         tl.store(scores_ptr + at, score, mask=fits)
         total += tl.sum(above, axis=0)
-    tl.debug_barrier()
+    tl.debug_barrier()  # as in `list_groups`
     return total
 
 

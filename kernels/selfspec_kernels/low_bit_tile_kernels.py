@@ -15,43 +15,25 @@ instruction with ones for weights, which lands where it is needed.
 import triton
 import triton.language as tl
 
-# Two words of a thread, in each a nibble in every four bits: a mask takes one nibble of either half.
-# Triton chooses the layout of an operand by what was joined on its way: so the ones are made like levels.
-BF16_LEVELS = tl.constexpr("""{
-.reg .b32 a;
-lop3.b32 $0, $8, 0x000F000F, 0x43004300, 0xEA;
-shr.b32 a, $8, 8;
-lop3.b32 $1, a, 0x000F000F, 0x43004300, 0xEA;
-lop3.b32 $2, $9, 0x000F000F, 0x43004300, 0xEA;
-shr.b32 a, $9, 8;
-lop3.b32 $3, a, 0x000F000F, 0x43004300, 0xEA;
-shr.b32 a, $8, 4;
-lop3.b32 $4, a, 0x000F000F, 0x43004300, 0xEA;
-shr.b32 a, $8, 12;
-lop3.b32 $5, a, 0x000F000F, 0x43004300, 0xEA;
-shr.b32 a, $9, 4;
-lop3.b32 $6, a, 0x000F000F, 0x43004300, 0xEA;
-shr.b32 a, $9, 12;
-lop3.b32 $7, a, 0x000F000F, 0x43004300, 0xEA;
-}""")
+
+def _assembly(at: int, base: int) -> tl.constexpr:
+    """Assembly that takes the nibbles of two words, $8 and $9, to bit `at` of a number of B's bits, `base`.
+
+    $0 to $7 are pairs of numbers: a mask takes one nibble of either half of a word.
+    """
+    lines = [".reg .b32 a;"]
+    for i in range(8):
+        word, shift = 8 + i // 2 % 2, i // 4 * 4 + i % 2 * 8 - at
+        lines += [
+            f"{'shl' if shift < 0 else 'shr'}.b32 a, ${word}, {abs(shift)};",
+            f"lop3.b32 ${i}, a, {0x000F000F << at:#x}, {base << 16 | base:#x}, 0xEA;",
+        ]
+    return tl.constexpr("{" + " ".join(lines) + "}")
+
+
 # fp16 has more mantissa: the nibble goes four bits up, which keeps B at 64 and the sums with it small.
-FP16_LEVELS = tl.constexpr("""{
-.reg .b32 a;
-shl.b32 a, $8, 4;
-lop3.b32 $0, a, 0x00F000F0, 0x54005400, 0xEA;
-shr.b32 a, $8, 4;
-lop3.b32 $1, a, 0x00F000F0, 0x54005400, 0xEA;
-shl.b32 a, $9, 4;
-lop3.b32 $2, a, 0x00F000F0, 0x54005400, 0xEA;
-shr.b32 a, $9, 4;
-lop3.b32 $3, a, 0x00F000F0, 0x54005400, 0xEA;
-lop3.b32 $4, $8, 0x00F000F0, 0x54005400, 0xEA;
-shr.b32 a, $8, 8;
-lop3.b32 $5, a, 0x00F000F0, 0x54005400, 0xEA;
-lop3.b32 $6, $9, 0x00F000F0, 0x54005400, 0xEA;
-shr.b32 a, $9, 8;
-lop3.b32 $7, a, 0x00F000F0, 0x54005400, 0xEA;
-}""")
+BF16_LEVELS, FP16_LEVELS = _assembly(0, 0x4300), _assembly(4, 0x5400)
+# Triton chooses the layout of an operand by what was joined on its way: so the ones are made like levels.
 BF16_ONES, FP16_ONES = tl.constexpr("mov.b32 $0, 0x3F803F80;"), tl.constexpr("mov.b32 $0, 0x3C003C00;")
 IN_PAIRS = tl.constexpr("=r,=r,=r,=r,=r,=r,=r,=r,r,r")
 BF16_BASE = tl.constexpr(128.0)
@@ -79,18 +61,11 @@ def _halves(words, BASE: tl.constexpr, PLAIN: tl.constexpr):
         pairs = tl.reshape(words, (words.numel // 2, 2))
         return _nibbles(pairs, 0, BASE), _nibbles(pairs, 4, BASE)
     else:
-        if BASE == BF16_BASE:
-            a, b, c, d, e, f, g, h = tl.inline_asm_elementwise(
-                BF16_LEVELS, IN_PAIRS, [words],
-                (tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16,
-                 tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), True, 2,
-            )  # fmt: skip
-        else:
-            a, b, c, d, e, f, g, h = tl.inline_asm_elementwise(
-                FP16_LEVELS, IN_PAIRS, [words],
-                (tl.float16, tl.float16, tl.float16, tl.float16,
-                 tl.float16, tl.float16, tl.float16, tl.float16), True, 2,
-            )  # fmt: skip
+        LEVELS: tl.constexpr = BF16_LEVELS if BASE == BF16_BASE else FP16_LEVELS
+        dtype = tl.bfloat16 if BASE == BF16_BASE else tl.float16
+        a, b, c, d, e, f, g, h = tl.inline_asm_elementwise(
+            LEVELS, IN_PAIRS, [words], (dtype, dtype, dtype, dtype, dtype, dtype, dtype, dtype), True, 2
+        )
         return _four(a, b, c, d), _four(e, f, g, h)
 
 
@@ -107,10 +82,9 @@ def _ones(SLICES: tl.constexpr, BASE: tl.constexpr, PLAIN: tl.constexpr):
         return tl.full((SLICES, 16, 32), 1.0, tl.float32)
     else:
         none = tl.zeros((SLICES * 128,), tl.int32)
-        if BASE == BF16_BASE:
-            one = tl.inline_asm_elementwise(BF16_ONES, "=r,r,r", [none], tl.bfloat16, True, 2)
-        else:
-            one = tl.inline_asm_elementwise(FP16_ONES, "=r,r,r", [none], tl.float16, True, 2)
+        ONES: tl.constexpr = BF16_ONES if BASE == BF16_BASE else FP16_ONES
+        dtype = tl.bfloat16 if BASE == BF16_BASE else tl.float16
+        one = tl.inline_asm_elementwise(ONES, "=r,r,r", [none], dtype, True, 2)
         return _weights(_four(one, one, one, one), 1, SLICES)
 
 

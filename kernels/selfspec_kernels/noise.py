@@ -2,9 +2,8 @@
 
 Every number can be read on its own, by a program that looks at this token only. Keys of 64 bits are mixed by
 SplitMix64 (Steele, Lea and Flood 2014). A token's number is a hash of 32 bits, one half of its position's key
-in front and the other in the middle: a GPU spends much of sampling on it. The numbers are those of
-`selfspec.sampling`, and the kernels' (`noise_kernels`): uniforms to the last bit, their logarithms up to
-rounding.
+in front and the other in the middle: a GPU spends much of sampling on it. The kernels' numbers
+(`noise_kernels`) are the same: uniforms to the last bit, their logarithms up to rounding.
 """
 
 from dataclasses import dataclass
@@ -66,20 +65,27 @@ def mix64(z: Tensor) -> Tensor:
 
 
 def uniform(keys: Tensor, tokens: Tensor) -> Tensor:
-    """Numbers in (0, 1) [..., n] in float32 for keys [...] and tokens [n]; 31 bits, centred."""
-    # The finaliser of Wellons' "hash prospector", of two multiplications, which avalanches best.
-    z = tokens.int() * SPREAD + (keys << 32 >> 32).int()[..., None]
-    z = (z ^ _shift_right(z, 16)) * HASH_1
-    z = (z ^ _shift_right(z, 15) ^ (keys >> 32).int()[..., None]) * HASH_2
-    bits = _shift_right(z ^ _shift_right(z, 15), 32 - BITS).to(torch.float32)
-    return ((bits + 0.5) * 2.0**-BITS).clamp(max=LARGEST)
+    """Numbers in (0, 1) in float32 [..., n] for keys [...] and tokens [n].
+
+    31 bits, centred: the smallest is 2^-32, so the Gumbel tail reaches 22 (a plain float32 uniform
+    truncates it near 17, which a vocabulary of 128k tokens would feel).
+    """
+    low, high = (keys << 32 >> 32).int()[..., None], (keys >> 32).int()[..., None]
+    z = tokens.int() * SPREAD + low
+    # Of the finalisers of two multiplications in Wellons' "hash prospector" the one that avalanches best.
+    z = z.bitwise_xor_(_shift_right(z, 16)).mul_(HASH_1)
+    # The other half comes in between the products: what differs in it alone is no shift of the same numbers.
+    z = z.bitwise_xor_(_shift_right(z, 15)).bitwise_xor_(high).mul_(HASH_2)
+    z = z.bitwise_xor_(_shift_right(z, 15))
+    bits = _shift_right(z, 32 - BITS).to(torch.float32)
+    return bits.add_(0.5).mul_(2.0**-BITS).clamp_(max=LARGEST)
 
 
 def gumbel(keys: Tensor, tokens: Tensor) -> Tensor:
-    """Standard Gumbel noise [..., n] for keys [...] and tokens [n]: -log of an exponential."""
-    return -torch.log(-torch.log1p(-uniform(keys, tokens)))
+    """Standard Gumbel noise [..., n] of the same: -log of an exponential, exact in the upper tail."""
+    return uniform(keys, tokens).neg_().log1p_().neg_().log_().neg_()
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
     """Logical shift: torch's `>>` on signed integers keeps the sign bit."""
-    return (z >> bits) & ((1 << (8 * z.element_size() - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (8 * z.element_size() - bits)) - 1)

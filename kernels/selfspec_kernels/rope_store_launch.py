@@ -7,34 +7,26 @@ import triton
 from torch import Tensor
 
 from selfspec_kernels.launching import on, options, pdl_of
+from selfspec_kernels.rope_store import Projections
 from selfspec_kernels.rope_store_kernels import rope_store_kernel
 
 WARPS = 1
 
 
-def store(
-    qkv: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    keys: Tensor,
-    values: Tensor,
-    slots: Tensor,
-    heads: int,
-    query_norm: Tensor | None,
-    key_norm: Tensor | None,
-    eps: float,
-) -> Tensor:
-    """`rope_store` for checked inputs."""
+def store(new: Projections) -> Tensor:
+    """`rope_store` on the GPU."""
+    qkv, keys, values = new.qkv, new.keys, new.values
     rows, width, _ = qkv.shape
     kv_heads, size = keys.shape[1], keys.shape[3]
-    query = torch.empty(rows, heads, width, size, dtype=qkv.dtype, device=qkv.device)
+    query = torch.empty(rows, new.heads, width, size, dtype=qkv.dtype, device=qkv.device)
     if not query.numel():
         return query
-    turning = 0 if cos is None else cos.shape[-1]
+    turning = 0 if new.cos is None else new.cos.shape[-1]
     with on(qkv.device):
-        rope_store_kernel[rows * width, heads + 2 * kv_heads](
-            qkv, cos, sin, query_norm, key_norm, slots, query, keys, values, width, heads, kv_heads, eps,
-            *qkv.stride()[:2], *_strides(cos), *_strides(sin), slots.stride(0),
+        rope_store_kernel[rows * width, new.heads + 2 * kv_heads](
+            qkv, new.cos, new.sin, new.query_norm, new.key_norm, new.slots, query, keys, values,
+            width, new.heads, kv_heads, new.eps,
+            *qkv.stride()[:2], *_strides(new.cos), *_strides(new.sin), new.slots.stride(0),
             *keys.stride()[:3], *values.stride()[:3], **constants(size, turning),
             **options(WARPS, pdl_of(qkv.device)),
         )  # fmt: skip

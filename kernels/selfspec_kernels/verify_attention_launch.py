@@ -8,6 +8,7 @@ import triton
 from torch import Tensor
 
 from selfspec_kernels.launching import interpreted, on, options, pdl_of, processors
+from selfspec_kernels.verify_attention import Attention
 from selfspec_kernels.verify_attention_kernels import combine_kernel, span_kernel
 
 SPAN = 1024
@@ -44,21 +45,9 @@ def plan(size: int, dtype: torch.dtype) -> Plan:
     return Plan(32, 64, 4, 3) if size <= 128 else Plan(32, 32, 8, 3)
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: Tensor,
-    scaling: float,
-    tree: Tensor | None,
-    depths: Tensor | None,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    chosen: Plan | None = None,
-    whole: bool | None = None,
-) -> Tensor:
-    """`verify_attention` for checked inputs; `whole`: a program takes a whole span, not one of its parts."""
+def attend(given: Attention, chosen: Plan | None = None, whole: bool | None = None) -> Tensor:
+    """`verify_attention` on the GPU; `whole`: a program takes a whole span, not one of its parts."""
+    query, key, value = given.query, given.key, given.value
     rows, heads, width, size = query.shape
     kv_heads, slots = key.shape[1:3]
     groups = heads // kv_heads
@@ -81,15 +70,16 @@ def attend(
     pdl = pdl_of(query.device)
     with on(query.device):
         span_kernel[tiles, rows * kv_heads, pieces](
-            query, key, value, lengths, tree, depths, sinks, out if direct else None, *parts,
-            width, slots, heads, groups, scaling, window, softcap,
+            query, key, value, given.lengths, given.tree, given.depths, given.sinks,
+            out if direct else None, *parts,
+            width, slots, heads, groups, given.scale, given.window, given.softcap,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
             **constants(chosen, size, taken), PLAIN=interpreted(),
-            **span_options(chosen, tree is not None, pdl),
+            **span_options(chosen, given.tree is not None, pdl),
         )  # fmt: skip
         if not direct:
             combine_kernel[rows * heads, width](
-                *parts, sinks, out, width, heads, pieces,
+                *parts, given.sinks, out, width, heads, pieces,
                 **combining(size, chosen.span // taken), **options(1, pdl),
             )  # fmt: skip
     return out

@@ -13,7 +13,7 @@ from layer_skip.decoder import LayeredDecoder
 from layer_skip.exits import exit_choices
 from layer_skip.self_check import check_decoder
 from selfspec.benchmarking.render import new_figure, png
-from selfspec.cache import KVCache
+from selfspec.cache import allocated_cache
 from selfspec.tuning.costs import time_passes
 from selfspec.tuning.knowledge import expected_tokens
 
@@ -147,10 +147,7 @@ def predicted_speedup(c: float, exit_layer: int, draft_length: int, n_layers: in
 
 def _cache_bytes_per_token(decoder: LayeredDecoder) -> int:
     """K/V of one token in all layers, read off a pass over it: latent K/V have sizes of their own."""
-    cache = KVCache(1, decoder.n_layers, capacity=1)
-    token = torch.zeros(1, 1, dtype=torch.int64, device=decoder.device)
-    span = decoder.span(token, 1, 0)
-    decoder.run(decoder.embed(token, span), 0, decoder.n_layers, span, cache.window(span))
+    cache = allocated_cache(decoder, rows=1, capacity=1)
     return sum(kept.nbytes for kept in (*cache.keys, *cache.values) if kept is not None)
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers.generation import logits_process
 
 from layer_skip.decoder import LayeredDecoder
-from selfspec.cache import KVCache
+from selfspec.cache import allocated_cache
 from selfspec.call import Call
 from selfspec.device.buffers import MOST_END_TOKENS, Request
 from selfspec.device.workspace import hooked
@@ -32,7 +32,6 @@ def device_is_able(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-@torch.inference_mode()
 def model_reason(decoder: LayeredDecoder) -> str:
     """Why rounds of this model cannot run on the device alone; empty where they can.
 
@@ -48,10 +47,7 @@ def model_reason(decoder: LayeredDecoder) -> str:
 
 
 def _shape_reason(decoder: LayeredDecoder) -> str:
-    cache = KVCache(1, decoder.n_layers, 1)
-    positions = torch.zeros(1, 1, dtype=torch.int64, device=decoder.device)
-    span = decoder.span(positions, 1, 0)
-    decoder.run(decoder.embed(positions, span), 0, decoder.n_layers, span, cache.window(span))
+    cache = allocated_cache(decoder, 1, 1)
     for key, value in zip(cache.keys, cache.values, strict=True):
         if key is None or value is None:
             return "layers share their keys and values"

@@ -12,7 +12,7 @@ from torch import nn
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.lean import lean
 from layer_skip.low_bit import LowBitView
-from selfspec.cache import KVCache
+from selfspec.cache import allocated_cache
 from selfspec.device.buffers import Buffers, Outcome
 from selfspec.device.graphs import Graphs
 from selfspec.device.static_round import Kind, StaticRound
@@ -51,14 +51,14 @@ class Workspace:
         memory: int,
     ) -> None:
         self.rows, self.capacity = rows, capacity
-        self.cache = KVCache(rows, decoder.n_layers, capacity)
+        # Allocated now: what is allocated while a graph is captured is the graph's.
+        self.cache = allocated_cache(decoder, rows, capacity)
         self.buffers = Buffers(rows, capacity, decoder.device)
         target, self.note = lean(decoder)
         draft = None if view is None else lean(view.of(decoder))[0]
         self.shapes = shapes if self.note else LEAN_SHAPES
         self.round = StaticRound(target, draft, self.cache, self.buffers, self.shapes)
         self.graphs: Graphs[Kind] = Graphs(self.round, lambda kind: kind.family, decoder.device, memory)
-        self._allocate(decoder)
 
     def run(self, kind: Kind) -> list[Outcome]:
         """Run a round and wait for what it reports, for every row."""
@@ -81,14 +81,6 @@ class Workspace:
     def steady(self) -> bool:
         """Whether the last round took as long as others of its kind will."""
         return self.graphs.replayed or self.buffers.keys.device.type != "cuda" or bool(self.graphs.refused)
-
-    @torch.inference_mode()
-    def _allocate(self, decoder: LayeredDecoder) -> None:
-        """Let every layer make its K/V now: what is allocated in a graph's capture is the graph's."""
-        positions = torch.zeros(self.rows, 1, dtype=torch.int64, device=decoder.device)
-        span = decoder.span(positions, self.capacity, 0)
-        hidden = decoder.embed(torch.zeros_like(positions), span)
-        decoder.run(hidden, 0, decoder.n_layers, span, self.cache.window(span))
 
 
 class WorkspacePool:

@@ -1,4 +1,4 @@
-"""What single passes cost on this machine: a few layers and the head timed once, at wrap time.
+"""What single passes cost on this machine: a few layers and the head timed once, for all calls.
 
 For draft="auto", which compares all kinds of drafts and cannot wait. `cost_model` is for the tuner: real
 rounds of early exit drafts, timed whole and fitted, which takes seconds and predicts tokens per second.
@@ -19,7 +19,7 @@ WIDTHS = (1, 2, 4, 8, 16, 32)
 _KEYS = 256
 _TIMED_LAYERS = 2
 _REPEATS = 3
-_ENOUGH_SECONDS = 0.25
+_ENOUGH_SECONDS = 0.04
 """Spent on one kind of pass, from which on repeating it costs more than it tells."""
 
 

@@ -1,8 +1,9 @@
 """What is known of a wrapped model: costs of its passes, and how often each way of drafting was right."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from selfspec.drafting.lookup import MatchRates
 from selfspec.drafting.margins import MarginRates
@@ -43,14 +44,14 @@ class Knowledge:
 
     Args:
         n_layers: L.
-        exact: costs of the model's own passes.
-        low_bit: costs of the view's passes, None where there is no view.
+        time_exact: times the model's own passes, called when their costs are first asked for.
+        time_low_bit: the same for the view's passes, None where there is no view.
         bits: of the view.
     """
 
     n_layers: int
-    exact: PassCosts
-    low_bit: PassCosts | None
+    time_exact: Callable[[], PassCosts]
+    time_low_bit: Callable[[], PassCosts] | None
     bits: int
     agreement: dict[int, float] = field(default_factory=dict)
     """Exit layer -> agreements counted along prompts."""
@@ -63,6 +64,20 @@ class Knowledge:
     plain: dict[int, Rate] = field(default_factory=dict)
     """Speed without drafting by batch size: measured once, so that later calls need not."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @cached_property
+    def exact(self) -> PassCosts:
+        """Costs of the model's own passes."""
+        return self.time_exact()
+
+    @cached_property
+    def low_bit(self) -> PassCosts | None:
+        """Costs of the view's passes, None where there is no view."""
+        return None if self.time_low_bit is None else self.time_low_bit()
+
+    def time(self) -> None:
+        """Time what was not timed yet."""
+        _ = self.exact, self.low_bit
 
     @property
     def wants_reading(self) -> bool:

@@ -140,19 +140,6 @@ def test_a_layer_kind_without_support_is_refused_by_name(llama: Any) -> None:
         LayeredDecoder(llama)
 
 
-def test_rotary_scaling_that_depends_on_the_length_is_known() -> None:
-    assert LayeredDecoder(tiny_model("llama")).fixed_rope_length is None
-    assert LayeredDecoder(tiny_model("gpt2")).fixed_rope_length is None
-    assert LayeredDecoder(tiny_model("llama with yarn")).fixed_rope_length is None
-    dynamic = tiny_model("llama", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
-    assert LayeredDecoder(dynamic).fixed_rope_length == 256
-    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-    longrope = tiny_model(
-        "phi3", rope_scaling={"rope_type": "longrope", **factors}, original_max_position_embeddings=96
-    )
-    assert LayeredDecoder(longrope).fixed_rope_length == 96
-
-
 BRANCHES = (0, 0, 1, 1, 2, 3, 6)
 """Parents of the columns 1, 2, ... of a small tree."""
 

@@ -11,7 +11,7 @@ from tiny_models import random_prompts, tiny_model
 from torch import nn
 
 import selfspec
-from layer_skip import decoder, recognition
+from layer_skip import layout, recognition
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.families import FAMILIES, UnsupportedModelError
 from layer_skip.recognition import family_of, is_guessed
@@ -71,8 +71,8 @@ def test_a_window_that_means_something_else_is_noticed_at_any_length(
     """Windows are longer than the check's text, so they are cut down for it."""
     model = tiny_model(name, **{field: 4096})
     check_decoder(model, LayeredDecoder(model))
-    causal_mask = decoder.causal_mask
-    monkeypatch.setattr(decoder, "causal_mask", lambda p, n, reach, dtype: causal_mask(p, n, None, dtype))
+    causal_mask = layout.causal_mask
+    monkeypatch.setattr(layout, "causal_mask", lambda p, n, reach, dtype: causal_mask(p, n, None, dtype))
     with pytest.raises(UnsupportedModelError, match="gives other logits"):
         check_decoder(model, LayeredDecoder(model))
     assert getattr(model.config, field) == 4096

@@ -44,20 +44,6 @@ def test_a_narrowed_span_is_the_span_of_those_columns(family: str) -> None:
     torch.testing.assert_close(wide.arguments, own.arguments)
 
 
-def test_sliding_and_full_layers_have_masks_of_their_own() -> None:
-    decoder = LayeredDecoder(tiny_model("gemma2"))
-    span = decoder.span(torch.arange(20)[None], 20, 0)
-    assert set(span.masks) == {None, 12}
-    assert (span.masks[None][0, 0, 19] == 0).sum() == 20
-    assert (span.masks[12][0, 0, 19] == 0).sum() == 12
-
-
-def test_rows_at_unequal_positions_have_no_common_start() -> None:
-    decoder = LayeredDecoder(tiny_model("llama"))
-    span = decoder.span(torch.tensor([[3, 4], [7, 8]]), 16, None)
-    assert span.narrow(1, 1).start is None
-
-
 PARENTS = (0, 0, 1, 2, 2, 3, 5)
 """Of the columns 1, 2, ...; depths 0 1 1 2 2 2 3 3."""
 
@@ -99,26 +85,6 @@ def test_the_mask_of_a_chain_is_the_causal_one(window: int | None) -> None:
     chain = torch.ones(5, 5).tril().bool()
     as_tree = tree_mask(positions, tree_keys(positions, 16), window, torch.float32, chain)
     assert torch.equal(as_tree, causal_mask(positions, 16, window, torch.float32))
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-def test_candidates_share_positions_and_take_slots_of_their_own(family: str) -> None:
-    decoder = LayeredDecoder(tiny_model(family))
-    depths = torch.tensor([0, 1, 1, 2])
-    ancestors = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]]).bool()
-    span = decoder.span(torch.tensor([[4], [9]]) + depths, 16, None, ancestors)
-    assert span.positions.tolist() == [[4, 5, 5, 6], [9, 10, 10, 11]]
-    assert span.slots.tolist() == [[4, 5, 6, 7], [9, 10, 11, 12]]
-    part = span.narrow(2, 2)
-    assert part.slots.tolist() == [[6, 7], [11, 12]]
-    assert part.positions.tolist() == [[5, 6], [10, 11]]
-    for window, mask in part.masks.items():
-        assert torch.equal(mask, span.masks[window][:, :, 2:])
-    assert set(span.masks) == ({None, 12} if family == "gemma2" else {None})
-    if span.rope is not None:
-        cosine = span.rope[0].expand(2, -1, -1)
-        assert torch.equal(cosine[:, 1], cosine[:, 2])
-        assert not torch.equal(cosine[:, 1], cosine[:, 3])
 
 
 def test_keys_of_candidates_stand_at_the_positions_of_their_depth() -> None:

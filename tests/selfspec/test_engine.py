@@ -1,72 +1,20 @@
-"""The round's arithmetic, worked out by hand, and what the cache holds after it."""
+"""The round's arithmetic, worked out by hand, and which layers it runs."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from checks import own_generate
-from fake_drafters import Place, Right, rounds_by_hand, use_scripted_drafts
-from tiny_models import LAYERS, VOCAB, random_prompts, tiny_model
+from fake_drafters import RIGHT, TREE, generated, rounds_by_hand
+from tiny_models import LAYERS, random_prompts, tiny_model
 from torch import Tensor
-from transformers import DynamicCache
 
 import selfspec
-from selfspec import engine, generation
-from selfspec.call import Call
+from selfspec import generation
 from selfspec.tree import Tree
-
-RIGHT: dict[str, Right] = {
-    "always": lambda row, index: True,
-    "never": lambda row, index: False,
-    "two of three": lambda row, index: index % 3 != 2,
-    "unequal rows": lambda row, index: (index * (row + 2)) % 5 < 3,
-}
-
-
-def generated(out: Tensor, prompts: dict[str, Tensor]) -> list[list[int]]:
-    rows: list[list[int]] = out[:, prompts["input_ids"].shape[1] :].tolist()
-    return rows
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`scripted(model, prompts, right, **settings)`: a wrapped model that drafts by a script."""
-
-    def set_up(
-        model: Any,
-        prompts: dict[str, Tensor],
-        right: Right,
-        draft_length: int,
-        exit_layer: int = 2,
-        place: Place = lambda row, index: 0,
-        **settings: Any,
-    ) -> Any:
-        texts = generated(own_generate(model, **prompts, max_new_tokens=24), prompts)
-        use_scripted_drafts(monkeypatch, texts, right, VOCAB, place)
-        return selfspec.wrap(model, exit_layer=exit_layer, draft_length=draft_length, **settings)
-
-    return set_up
-
-
-@pytest.fixture
-def after_every_round(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Call], None]], None]:
-    """`after_every_round(look)`: call look(call) when a round is committed."""
-
-    def set_up(look: Callable[[Call], None]) -> None:
-        commit = engine.commit
-
-        def committed(call: Call, *arguments: Any) -> int:
-            tokens = commit(call, *arguments)
-            look(call)
-            return tokens
-
-        monkeypatch.setattr(engine, "commit", committed)
-
-    return set_up
 
 
 @pytest.mark.parametrize(
@@ -132,97 +80,6 @@ def test_every_row_of_a_batch_accepts_its_own_number_of_tokens(llama: Any, scrip
     for event in events:
         accepted_by_row[event.row] += event.accepted
     assert len(set(accepted_by_row.values())) > 1
-
-
-@pytest.mark.parametrize("right", RIGHT)
-@pytest.mark.parametrize("lengths", [(9,), (6, 6), (4, 11, 7)])
-def test_the_cache_holds_after_every_round_what_a_fresh_forward_computes(
-    family: str, scripted: Any, after_every_round: Any, right: str, lengths: tuple[int, ...]
-) -> None:
-    prompts = random_prompts(*lengths)
-    model = scripted(tiny_model(family), prompts, RIGHT[right], 3)
-    looked: list[int] = []
-    after_every_round(lambda call: looked.extend(rows_with_a_right_cache(model, call)))
-    model.generate(**prompts, max_new_tokens=14)
-    assert set(looked) == set(range(len(lengths)))
-
-
-def rows_with_a_right_cache(model: Any, call: Call) -> list[int]:
-    """Compare the cache of every active row with that of a forward over its committed tokens."""
-    rows = call.rows
-    for i, row in enumerate(rows.active):
-        committed = rows.sequences[row : row + 1, rows.pads[row] : rows.ends()[i]]
-        assert committed.shape[1] == rows.cached[i] + 1
-        fresh = DynamicCache()  # keeps every key, in sliding layers too
-        model(committed[:, :-1], past_key_values=fresh)
-        for layer in range(LAYERS):
-            for stored, expected in (
-                (call.cache.keys[layer], fresh.layers[layer].keys),
-                (call.cache.values[layer], fresh.layers[layer].values),
-            ):
-                assert stored is not None
-                actual = stored[i : i + 1, :, : rows.cached[i]]
-                torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
-    return list(rows.active)
-
-
-TREE = (0, 0, 0, 1, 1, 2, 4, 6)
-"""Three firsts; two below the first of them and one below the second; one more below each of two of those."""
-
-
-@pytest.mark.parametrize("tree", ["siblings", TREE], ids=str)
-@pytest.mark.parametrize("lengths", [(9,), (4, 11, 7)])
-def test_the_cache_holds_that_after_rounds_with_trees_too(
-    family: str, scripted: Any, after_every_round: Any, tree: Any, lengths: tuple[int, ...]
-) -> None:
-    prompts = random_prompts(*lengths)
-    model = scripted(
-        tiny_model(family),
-        prompts,
-        lambda row, index: (index + row) % 5 != 4,
-        3,
-        place=lambda row, index: (index * (row + 1)) % 3 % 2,
-        tree=tree,
-    )
-    looked: list[int] = []
-    moved: list[Tensor] = []
-    gather = selfspec.cache.KVCache.gather
-
-    def noted(self: Any, starts: Tensor, columns: Tensor) -> None:
-        moved.append(columns)
-        gather(self, starts, columns)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selfspec.cache.KVCache, "gather", noted)
-        after_every_round(lambda call: looked.extend(rows_with_a_right_cache(model, call)))
-        out = model.generate(**prompts, max_new_tokens=14)
-    assert torch.equal(out, own_generate(model, **prompts, max_new_tokens=14))
-    assert set(looked) == set(range(len(lengths)))
-    in_order = [torch.equal(c, torch.arange(c.shape[1]).expand_as(c)) for c in moved]
-    assert not all(in_order)  # branches were brought together
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"draft": "low_bit", "exit_layer": LAYERS},
-        {"draft": "low_bit", "exit_layer": 2, "tree": "siblings"},
-        {"draft": "lookup"},
-        {"draft": "hybrid", "tree": TREE},
-    ],
-    ids=str,
-)
-def test_the_cache_holds_that_whoever_drafts(after_every_round: Any, settings: dict[str, Any]) -> None:
-    """What a view of few bits wrote for its drafts is gone, and found tokens are run by all layers."""
-    model = tiny_model("gemma2")
-    prompts = random_prompts(9, 4, 12)
-    prompts["input_ids"][:, -4:-2] = prompts["input_ids"][:, -2:]  # something to find
-    selfspec.wrap(model, **settings, draft_length=3)
-    looked: list[int] = []
-    after_every_round(lambda call: looked.extend(rows_with_a_right_cache(model, call)))
-    model.generate(**prompts, max_new_tokens=24)
-    assert set(looked) == {0, 1, 2}
-    assert model.speculation.stats.drafted > 0
 
 
 def test_every_round_with_a_tree_is_as_computed_by_hand(llama: Any, scripted: Any) -> None:

@@ -9,7 +9,7 @@ from checks import LEAST_P, p_value
 from scipy import stats
 from torch import Tensor
 
-from selfspec.sampling import gumbel, mix64, position_keys, request_keys, uniform
+from selfspec.sampling import gumbel, position_keys, request_keys, uniform
 from selfspec_kernels import noise as kernel_noise
 
 NUMBERS = 1 << 20
@@ -163,16 +163,6 @@ def test_a_number_depends_on_its_own_key_and_place_alone() -> None:
         for column in range(3):
             alone = gumbel(position_keys(1, requests[row : row + 1], positions[row, column].view(1, 1)), 20)
             assert torch.equal(together[row, column, :20], alone[0, 0])
-
-
-def test_mix64_is_a_bijection_in_effect_and_avalanches() -> None:
-    inputs = torch.arange(1 << 16)
-    outputs = mix64(inputs)
-    assert len(outputs.unique()) == len(inputs)
-    for bit in (0, 20, 62):
-        flipped = mix64(inputs ^ (1 << bit)) ^ outputs
-        ones = sum(((flipped >> i) & 1).float().mean() for i in range(64))
-        assert abs(float(ones) - 32) < 0.2
 
 
 def test_equal_prompts_of_one_call_get_keys_of_their_own_and_others_do_not_matter() -> None:

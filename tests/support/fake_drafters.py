@@ -16,8 +16,23 @@ from selfspec.tree import TreeOfDepth, chain
 Right = Callable[[int, int], bool]
 """Whether the draft of row r for its i-th generated token is right."""
 
+RIGHT: dict[str, Right] = {
+    "always": lambda row, index: True,
+    "never": lambda row, index: False,
+    "two of three": lambda row, index: index % 3 != 2,
+    "unequal rows": lambda row, index: (index * (row + 2)) % 5 < 3,
+}
+
 Place = Callable[[int, int], int]
 """Which of a tree's candidates of row r for its i-th token the right one is: 0 for the first."""
+
+TREE = (0, 0, 0, 1, 1, 2, 4, 6)
+"""Three firsts; two below the first of them and one below the second; one more below each of two of those."""
+
+
+def generated(out: Tensor, prompts: dict[str, Tensor]) -> list[list[int]]:
+    rows: list[list[int]] = out[:, prompts["input_ids"].shape[1] :].tolist()
+    return rows
 
 
 class ScriptedDrafter(EarlyExit):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,8 +31,10 @@ def flat(layer: float, head: float) -> PassCosts:
 
 def knowledge(low_bit_layer: float | None = 0.2) -> Knowledge:
     """Of a model whose layer takes a second and whose head takes two."""
-    view = None if low_bit_layer is None else flat(low_bit_layer, 2 * low_bit_layer)
-    return Knowledge(LAYERS, flat(1.0, 2.0), view, bits=4)
+    known = Knowledge(LAYERS, lambda: flat(1.0, 2.0), None, bits=4)
+    if low_bit_layer is not None:
+        known.time_low_bit = partial(flat, low_bit_layer, 2 * low_bit_layer)
+    return known
 
 
 class Model:
@@ -84,18 +87,30 @@ class World:
 
     def play(self, auto: Auto, rounds: int) -> list[tuple[Arm | None, int]]:
         """Play rounds; returns who drafted how far in each of them."""
-        rows = SimpleNamespace(active=[0], remaining=1000)
-        call: Any = SimpleNamespace(decoder=None, rows=rows, mode=Greedy())
         for _ in range(rounds):
-            auto.draft(call, auto.draft_length(1000))
-            arm, length = self.drafted
-            right = 0
-            while arm is not None and right < length and self._random.random() < self.chances[arm]:
-                right += 1
-            seconds = self.slowness * self.known.round_seconds(arm, length, 1, FASTEST)
-            auto.stats.count_row(length, length, right, right + 1)
-            auto.observe(length, right + 1, seconds)
-            self.seconds += seconds
-            self.tokens += right + 1
-            self.history.append((arm, length))
+            self._round(auto, 1000)
         return self.history[-rounds:]
+
+    def call(self, auto: Auto, tokens: int) -> float:
+        """Play a call of so many new tokens; returns how many times the seconds of plain rounds it takes."""
+        began, seconds = self.tokens, self.seconds
+        while (said := self.tokens - began) < tokens:
+            self._round(auto, tokens - said)
+        plain = self.slowness * self.known.round_seconds(None, 0, 1, FASTEST)
+        return (self.seconds - seconds) / (tokens * plain)
+
+    def _round(self, auto: Auto, remaining: int) -> None:
+        call: Any = SimpleNamespace(
+            decoder=None, rows=SimpleNamespace(active=[0], remaining=remaining), mode=Greedy()
+        )
+        auto.draft(call, auto.draft_length(remaining))
+        arm, length = self.drafted
+        right = 0
+        while arm is not None and right < length and self._random.random() < self.chances[arm]:
+            right += 1
+        seconds = self.slowness * self.known.round_seconds(arm, length, 1, FASTEST)
+        auto.stats.count_row(length, length, right, right + 1)
+        auto.observe(length, right + 1, seconds)
+        self.seconds += seconds
+        self.tokens += right + 1
+        self.history.append((arm, length))

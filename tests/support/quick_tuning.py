@@ -18,6 +18,7 @@ REQUEST: dict[str, Any] = {**random_prompts(5), "max_new_tokens": 12, "pad_token
 
 def where_drafts_pay(profile: Profile, setting: Setting) -> Profile:
     """`profile` with another setting, on a machine where a draft step costs a hundredth of a round."""
-    fit = Fit(profile.costs.fits[0].rows, draft=(0.0, 1e-4, 0.0, 0.0, 0.0), rest=(1e-2, 0.0, 0.0, 0.0, 0.0))
+    step = (0.0, 1e-4, 0.0, 0.0, 0.0)
+    fit = Fit(profile.costs.fits[0].rows, step, (1e-2, 0.0, 0.0, 0.0, 0.0), (0.0, 0.0), view=step)
     costs = replace(profile.costs, fits=(fit,), widths=profile.costs.widths[:1])
     return replace(profile, setting=setting, costs=costs)

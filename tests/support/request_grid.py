@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from criteria import Crowd, EndsWith, Patience, Sure
 from hypothesis import strategies as st
 from tiny_models import LAYERS, VOCAB, random_prompts
 from tokenizers import Tokenizer, decoders, models
@@ -100,6 +102,16 @@ def counting_processor() -> Any:
     return process
 
 
+OWN_CRITERIA: dict[str, Callable[[], Any]] = {
+    "one row, no memory": lambda: EndsWith(*range(0, VOCAB, 6)),
+    "all rows, a memory": lambda: Crowd(often=4),
+    "scores": lambda: Sure(lead=0.3),
+    "scores of its own row": lambda: selfspec.rowwise(Sure(lead=0.3)),
+    "a plain bool": lambda: Patience(5),
+}
+"""A new one for every call."""
+
+
 def allowed(row: int, prefix: Tensor) -> list[int]:
     return [token for token in range(VOCAB) if (token + row + len(prefix)) % 3]
 
@@ -165,9 +177,16 @@ _OUTPUTS = st.fixed_dictionaries(
         "cache_implementation": st.sampled_from(["dynamic", "static", "offloaded"]),
         "prefill_chunk_size": st.integers(2, 9),
         "use_cache": st.sampled_from([True] * 5 + [False]),
-        "stop_strings": st.sampled_from(["a", "B", ["c", "xy"], "P"]),
         "num_beams": st.sampled_from([1] * 5 + [2]),
         "streamer": st.just("recorder"),
+    },
+)
+_STOPS = st.fixed_dictionaries(
+    {},
+    optional={
+        "stopping_criteria": st.sampled_from(sorted(OWN_CRITERIA)),
+        "stop_strings": st.sampled_from(["a", "B", ["c", "xy"], "P"]),
+        "max_time": st.sampled_from([1e-9, 600.0]),
     },
 )
 _SETTINGS = st.sampled_from(
@@ -203,6 +222,7 @@ def requests(draw: Any) -> Request:
         "max_new_tokens": draw(st.integers(1, 12)),
         **draw(_few(_SCORES, 3)),
         **draw(_few(_OUTPUTS, 4)),
+        **draw(_few(_STOPS, 2)),
         **draw(st.one_of(st.just({}), _WARPERS)),
     }
     form = draw(st.sampled_from(FORMS))

@@ -12,7 +12,7 @@ import torch
 from interpreter import guarded, prepare, run
 from torch import Tensor
 
-from selfspec_kernels.rope_store import reference_rope_store, rope_store
+from selfspec_kernels.rope_store import Projections, reference_rope_store, rope_store
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 NAN = float("nan")
@@ -120,7 +120,7 @@ def whole(cache: Tensor) -> Tensor:
 def error(case: Case, launch: ModuleType) -> float:
     """Largest difference of queries and caches to the reference; infinity where NaN is not where it was."""
     found, expected = tensors_of(case), tensors_of(case)
-    pairs = [(launch.store(**found), reference_rope_store(**expected))]
+    pairs = [(launch.store(Projections(**found)), reference_rope_store(Projections(**expected)))]
     pairs += [(whole(found[name]), whole(expected[name])) for name in ("keys", "values")]
     worst = 0.0
     for ours, theirs in pairs:
@@ -136,7 +136,8 @@ def far_apart() -> bool:
     keys = memory.as_strided((1, 3, 2, 16), (0, 2**30, 2**30, 1))
     draw = torch.Generator().manual_seed(0)
     qkv = torch.randn(1, 1, 9 * 16, generator=draw).half()
-    rope_store(qkv, None, None, keys, keys, torch.tensor([[1]]), heads=3, backend="triton")
+    new = Projections(qkv, None, None, keys, keys, torch.tensor([[1]]), heads=3)
+    rope_store(new, backend="triton")
     return torch.equal(keys[0, :, 1].flatten(), qkv[0, 0, 6 * 16 :])
 
 

@@ -13,7 +13,7 @@ from interpreter import prepare, run
 from torch import Tensor
 
 from selfspec_kernels import verify_attention_launch
-from selfspec_kernels.verify_attention import reference_attention, tree_bits, verify_attention
+from selfspec_kernels.verify_attention import Attention, reference_attention, tree_bits, verify_attention
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 NAN = float("nan")
@@ -150,7 +150,7 @@ def depths() -> Tensor:
 def attended(case: Case, launch: ModuleType, tensors: dict[str, Any], whole: bool | None = None) -> Tensor:
     default = launch.plan(case.size, case.dtype)
     chosen = replace(default, span=case.span, part=case.part, block_n=min(case.part, default.block_n))
-    return launch.attend(**tensors, chosen=chosen, whole=whole)
+    return launch.attend(Attention(**tensors), chosen, whole)
 
 
 def error(case: Case, launch: ModuleType) -> float:
@@ -161,9 +161,8 @@ def error(case: Case, launch: ModuleType) -> float:
     tensors = tensors_of(case)
     found = attended(case, launch, tensors, whole=True).float()
     # The kernel must not read what nobody has written; of the reference that is not asked.
-    expected = reference_attention(
-        **{name: value.nan_to_num() if name in ("key", "value") else value for name, value in tensors.items()}
-    )
+    clean = {name: tensors[name].nan_to_num() for name in ("key", "value")}
+    expected = reference_attention(Attention(**tensors | clean))
     difference = float((found - expected.float()).abs().max())
     if not found.isfinite().all() or difference > CLEARLY_WRONG:
         return float("inf")
@@ -201,8 +200,8 @@ def far_apart() -> float:
     for head in range(3):
         keys[0, head] = torch.randn(64, 64, generator=draw)
     query = torch.randn(1, 3, 1, 64, generator=draw).half()
-    arguments = (query, keys, keys, torch.tensor([63]))
-    found, expected = (verify_attention(*arguments, backend=backend) for backend in ("triton", "reference"))
+    given = Attention(query, keys, keys, torch.tensor([63]))
+    found, expected = (verify_attention(given, backend=backend) for backend in ("triton", "reference"))
     return float((found.float() - expected.float()).abs().max())
 
 

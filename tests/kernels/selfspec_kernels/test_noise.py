@@ -29,6 +29,22 @@ def test_numbers_are_those_of_the_engine():
     torch.testing.assert_close(noise.gumbel(keys, every), sampling.gumbel(keys, 1000), rtol=0, atol=0)
 
 
+def test_keys_are_mixed_by_splitmix64():
+    """The first two numbers of its seed 0, as they are published."""
+    states = torch.tensor([1, 2]) * noise.GOLDEN
+    assert [z % (1 << 64) for z in noise.mix64(states).tolist()] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
+
+
+def test_mix64_is_a_bijection_in_effect_and_avalanches():
+    inputs = torch.arange(1 << 16)
+    outputs = noise.mix64(inputs)
+    assert len(outputs.unique()) == len(inputs)
+    for bit in (0, 20, 62):
+        flipped = noise.mix64(inputs ^ (1 << bit)) ^ outputs
+        ones = sum(((flipped >> i) & 1).float().mean() for i in range(64))
+        assert abs(float(ones) - 32) < 0.2
+
+
 def test_noise_of_a_token_does_not_depend_on_who_is_asked_for_beside_it():
     settings = Noise(stream_keys(1, REQUESTS), POSITIONS)
     some = torch.tensor([17, 3, 999])

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from selfspec_kernels.backend import KernelInputError
-from selfspec_kernels.rope_store import head_norm, reference_rope_store, rope_store
+from selfspec_kernels.rope_store import Projections, head_norm, reference_rope_store, rope_store
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -44,7 +44,7 @@ def test_the_reference_is_the_models_own_rotation_bit_by_bit(dtype):
     qkv, cos, sin, keys, values, slots = operands(dtype=dtype)
     query, key, value = qkv.view(2, 3, 8, 64).transpose(1, 2).split([4, 2, 2], dim=1)
     query, key = apply_rotary_pos_emb(query, key, cos, sin)
-    found = rope_store(qkv, cos, sin, keys, values, slots, heads=4)
+    found = rope_store(Projections(qkv, cos, sin, keys, values, slots, heads=4))
     assert torch.equal(found, query)
     assert found.is_contiguous()
     at = slots[:, None, :, None].expand(-1, 2, -1, 64)
@@ -64,7 +64,7 @@ def test_the_reference_is_the_models_own_head_norm_bit_by_bit(dtype):
 
 def test_a_part_of_a_head_turns_and_the_rest_passes():
     qkv, cos, sin, keys, values, slots = operands(size=80, turning=32)
-    found = rope_store(qkv, cos, sin, keys, values, slots, heads=4)
+    found = rope_store(Projections(qkv, cos, sin, keys, values, slots, heads=4))
     query = qkv.view(2, 3, 8, 80)[:, :, :4].transpose(1, 2)
     turned, _ = apply_rotary_pos_emb(query[..., :32], query[..., :32], cos, sin)
     assert torch.equal(found, torch.cat([turned, query[..., 32:]], dim=-1))
@@ -72,7 +72,7 @@ def test_a_part_of_a_head_turns_and_the_rest_passes():
 
 def test_a_layer_without_rotation_only_moves_its_heads():
     qkv, _, _, keys, values, slots = operands()
-    found = rope_store(qkv, None, None, keys, values, slots, heads=4)
+    found = rope_store(Projections(qkv, None, None, keys, values, slots, heads=4))
     assert torch.equal(found, qkv.view(2, 3, 8, 64)[:, :, :4].transpose(1, 2))
 
 
@@ -80,7 +80,7 @@ def test_a_layer_without_rotation_only_moves_its_heads():
 def test_a_processor_refuses_triton():
     if sys.platform == "linux":
         with pytest.raises(KernelInputError, match="needs a CUDA device, qkv is on cpu"):
-            rope_store(*operands(), heads=4, backend="triton")
+            rope_store(Projections(*operands(), heads=4), backend="triton")
 
 
 BROKEN = {
@@ -110,18 +110,18 @@ BROKEN = {
 @pytest.mark.parametrize("message", BROKEN)
 def test_what_does_not_belong_together_is_named(message):
     with pytest.raises(KernelInputError, match=message):
-        rope_store(*BROKEN[message](*operands()), heads=4)
+        Projections(*BROKEN[message](*operands()), heads=4)
 
 
 def test_heads_and_norms_that_do_not_belong_together_are_named():
     with pytest.raises(KernelInputError, match="3 query heads do not divide among 2 key heads"):
-        rope_store(*operands(), heads=3)
+        Projections(*operands(), heads=3)
     with pytest.raises(KernelInputError, match="both or neither"):
-        rope_store(*operands(), heads=4, query_norm=torch.ones(64))
+        Projections(*operands(), heads=4, query_norm=torch.ones(64))
     with pytest.raises(KernelInputError, match=r"key_norm must be \[64\]"):
-        rope_store(*operands(), heads=4, query_norm=torch.ones(64), key_norm=torch.ones(32))
+        Projections(*operands(), heads=4, query_norm=torch.ones(64), key_norm=torch.ones(32))
     with pytest.raises(KernelInputError, match="heads of 600"):
-        rope_store(*operands(size=600), heads=4)
+        Projections(*operands(size=600), heads=4)
 
 
 # Triton's interpreter, in a process of its own
@@ -169,7 +169,8 @@ def test_triton_says_what_the_reference_says_on_the_gpu(rows, width, size, turni
         results = []
         for backend in ("triton", "reference"):
             caches = [given[3].clone(), given[4].clone()]
-            query = rope_store(*given[:3], *caches, given[5], heads=8, **more, backend=backend)
+            new = Projections(*given[:3], *caches, given[5], heads=8, **more)
+            query = rope_store(new, backend=backend)
             results.append((query, *caches))
         for found, expected in zip(*results, strict=True):
             if normed:  # its sum has another order: the last bit may differ
@@ -182,15 +183,15 @@ def test_triton_says_what_the_reference_says_on_the_gpu(rows, width, size, turni
 @pytest.mark.gpu
 def test_a_cuda_graph_reads_slots_that_changed(cuda):
     qkv, cos, sin, keys, values, slots = operands(dtype=torch.bfloat16, device=cuda)
-    rope_store(qkv, cos, sin, keys, values, slots, heads=4)  # compiles, which a capture must not
+    rope_store(Projections(qkv, cos, sin, keys, values, slots, heads=4))  # compiles, which a capture must not
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        query = rope_store(qkv, cos, sin, keys, values, slots, heads=4)
+        query = rope_store(Projections(qkv, cos, sin, keys, values, slots, heads=4))
     slots += 1
     slots %= keys.shape[2]
     keys.zero_(), values.zero_()
     graph.replay()
     caches = [torch.zeros_like(keys), torch.zeros_like(values)]
-    expected = reference_rope_store(qkv, cos, sin, *caches, slots, 4, None, None, 1e-6)
+    expected = reference_rope_store(Projections(qkv, cos, sin, *caches, slots, heads=4))
     assert torch.equal(query, expected)
     assert torch.equal(keys, caches[0]) and torch.equal(values, caches[1])

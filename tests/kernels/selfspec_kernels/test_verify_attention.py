@@ -14,7 +14,13 @@ from layer_skip.attention import attend
 from layer_skip.span import causal_mask, tree_keys, tree_mask
 from selfspec.tree import chain, with_siblings
 from selfspec_kernels.backend import KernelInputError
-from selfspec_kernels.verify_attention import HEAD_SIZES, LARGEST_IN_FP32, tree_bits, verify_attention
+from selfspec_kernels.verify_attention import (
+    HEAD_SIZES,
+    LARGEST_IN_FP32,
+    Attention,
+    tree_bits,
+    verify_attention,
+)
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 TOLERANCE = {"torch.float32": 1e-5, "torch.float16": 2e-3, "torch.bfloat16": 2e-2}
@@ -45,7 +51,7 @@ def test_the_reference_is_the_engines_attention_under_its_masks(tree, window, so
     shape = {} if tree.is_chain else {"tree": tree_bits(ancestors)}
     if window is not None and shape:
         shape["depths"] = depths.int()
-    found = verify_attention(
+    given = Attention(
         query,
         key,
         value,
@@ -56,6 +62,7 @@ def test_the_reference_is_the_engines_attention_under_its_masks(tree, window, so
         window=window,
         **shape,
     )
+    found = verify_attention(given)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert found.is_contiguous()
 
@@ -66,32 +73,34 @@ def test_a_tree_of_64_tokens_fits_into_its_bits():
     bits = tree_bits(tree.ancestors(64))
     assert bits[63] == -1
     torch.testing.assert_close(
-        verify_attention(query, key, value, lengths, tree=bits), verify_attention(query, key, value, lengths)
+        verify_attention(Attention(query, key, value, lengths, tree=bits)),
+        verify_attention(Attention(query, key, value, lengths)),
     )
 
 
 def test_what_nobody_sees_may_hold_anything():
     query, key, value, lengths = operands(rows=1)
     lengths = lengths + 7
-    expected = verify_attention(query, key, value, lengths)
+    given = Attention(query, key, value, lengths)
+    expected = verify_attention(given)
     key[:, :, 12:], value[:, :, 12:] = float("nan"), float("nan")
-    assert torch.equal(verify_attention(query, key, value, lengths), expected)
+    assert torch.equal(verify_attention(given), expected)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter runs anywhere")
 def test_a_processor_gets_the_reference_and_refuses_triton():
-    tensors = operands()
-    assert torch.equal(verify_attention(*tensors), verify_attention(*tensors, backend="reference"))
+    given = Attention(*operands())
+    assert torch.equal(verify_attention(given), verify_attention(given, backend="reference"))
     if sys.platform == "linux":
         with pytest.raises(KernelInputError, match="needs a CUDA device, query is on cpu"):
-            verify_attention(*tensors, backend="triton")
+            verify_attention(given, backend="triton")
 
 
 def test_large_heads_in_fp32_are_the_references():
-    tensors = operands(size=256)
-    assert torch.equal(verify_attention(*tensors), verify_attention(*tensors, backend="reference"))
+    given = Attention(*operands(size=256))
+    assert torch.equal(verify_attention(given), verify_attention(given, backend="reference"))
     with pytest.raises(KernelInputError, match="heads of 256 in fp32: the Triton backend has them up to 128"):
-        verify_attention(*tensors, backend="triton")
+        verify_attention(given, backend="triton")
 
 
 BITS = torch.ones(5).long()
@@ -130,7 +139,7 @@ BROKEN = {
 def test_what_does_not_belong_together_is_named(message):
     arguments, keywords = BROKEN[message](*operands())
     with pytest.raises(KernelInputError, match=message):
-        verify_attention(*arguments, **keywords)
+        Attention(*arguments, **keywords)
 
 
 # Triton's interpreter
@@ -172,20 +181,19 @@ def test_triton_agrees_with_the_reference_on_the_gpu(slots, size, dtype, cuda):
         tensors = operands(width, 8, 2, slots, size, dtype, cuda, rows=3)
         tree = tree_bits(with_siblings(3).ancestors(width)).to(cuda) if width == 8 else None
         keywords = {"tree": tree, "softcap": 20.0, "sinks": torch.randn(8, device=cuda)}
-        found = verify_attention(*tensors, **keywords, backend="triton")
-        expected = verify_attention(*tensors, **keywords, backend="reference")
+        given = Attention(*tensors, **keywords)
+        found = verify_attention(given, backend="triton")
+        expected = verify_attention(given, backend="reference")
         assert (found.float() - expected.float()).abs().max() < TOLERANCE[str(dtype)]
 
 
 @pytest.mark.gpu
 def test_a_tokens_bits_do_not_depend_on_who_is_beside_it_on_the_gpu(cuda):
     query, key, value, lengths = operands(8, 8, 2, 5000, 128, torch.bfloat16, cuda, rows=4)
-    whole = verify_attention(query, key, value, lengths)
+    whole = verify_attention(Attention(query, key, value, lengths))
     for column in range(8):
-        alone = verify_attention(
-            query[-1:, :, column : column + 1], key[-1:], value[-1:], lengths[-1:] + column
-        )
-        assert torch.equal(alone[0, 0], whole[-1, column])
+        alone = Attention(query[-1:, :, column : column + 1], key[-1:], value[-1:], lengths[-1:] + column)
+        assert torch.equal(verify_attention(alone)[0, 0], whole[-1, column])
 
 
 @pytest.mark.gpu
@@ -195,5 +203,5 @@ def test_spans_and_their_parts_give_the_same_bits_on_the_gpu(slots, size, cuda):
     from selfspec_kernels.verify_attention_launch import attend
 
     tensors = operands(8, 8, 2, slots, size, torch.bfloat16, cuda, rows=3)
-    rest = (0.1, None, None, None, None, torch.randn(8, device=cuda))
-    assert torch.equal(*(attend(*tensors, *rest, whole=whole) for whole in (True, False)))
+    given = Attention(*tensors, scaling=0.1, sinks=torch.randn(8, device=cuda))
+    assert torch.equal(*(attend(given, whole=whole) for whole in (True, False)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from fake_rounds import HALF, LAYERS, LOW_BIT, flat, knowledge
@@ -37,7 +38,7 @@ def test_a_round_costs_its_passes() -> None:
 
 def test_passes_of_more_tokens_cost_what_was_timed_for_them() -> None:
     growing = PassCosts((1.0, 2.0, 4.0, 8.0, 16.0, 32.0), (0.0,) * 6)
-    known = Knowledge(LAYERS, growing, None, bits=4)
+    known = Knowledge(LAYERS, lambda: growing, None, bits=4)
     assert known.round_seconds(None, 0, 3, FASTEST) == 8 * 3  # three rows of one token
     assert known.lookup_seconds(3, 2, FASTEST) == 8 * 8  # two rows of four
     padded = ShapePlan(bad_widths=frozenset({1, 2, 3}))
@@ -65,7 +66,7 @@ def test_what_prompts_say_decides_before_anything_was_drafted() -> None:
 
 def test_all_layers_in_few_bits_miss_by_rounding_alone() -> None:
     for bits, expected in ((4, 0.9), (8, 0.98)):
-        known = Knowledge(LAYERS, flat(1, 1), flat(0.2, 0.2), bits)
+        known = Knowledge(LAYERS, partial(flat, 1, 1), partial(flat, 0.2, 0.2), bits)
         assert known.chances([LOW_BIT], False)[LOW_BIT] == pytest.approx(expected, abs=0.001)
 
 

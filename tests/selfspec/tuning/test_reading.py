@@ -63,12 +63,16 @@ def read_positions(model: Any, new_tokens: int, calls: int = 1, prompt: int = 20
     return known
 
 
+def costs_of_layers_alone() -> PassCosts:
+    return PassCosts((1.0,) * 6, (1e-9,) * 6)
+
+
 @pytest.fixture
 def costed(llama: Any) -> Any:
     """Wrapped, with costs that are made up: a step of 1 s, of which a head of one token is a tenth."""
     selfspec.wrap(llama, draft_memory=0)
     one = PassCosts((0.225,) * 6, (0.1,) * 5 + (3.2,))
-    llama.speculation._knowledge = Knowledge(LAYERS, one, None, 4)
+    llama.speculation._knowledge = Knowledge(LAYERS, lambda: one, None, 4)
     return llama
 
 
@@ -92,7 +96,7 @@ def test_no_more_is_read_than_the_prompt_has(costed: Any) -> None:
 
 def test_one_exit_needs_no_reading(llama: Any) -> None:
     selfspec.wrap(llama, exit_layer=2)
-    llama.speculation._knowledge = Knowledge(LAYERS, PassCosts((1.0,) * 6, (1e-9,) * 6), None, 4)
+    llama.speculation._knowledge = Knowledge(LAYERS, costs_of_layers_alone, None, 4)
     assert read_positions(llama, new_tokens=40) == [0]
 
 
@@ -100,7 +104,7 @@ def test_reading_does_not_change_the_text(family: str) -> None:
     model = tiny_model(family)
     prompts = random_prompts(30, 12)
     selfspec.wrap(model, draft_memory=0)
-    model.speculation._knowledge = Knowledge(LAYERS, PassCosts((1.0,) * 6, (1e-9,) * 6), None, 4)
+    model.speculation._knowledge = Knowledge(LAYERS, costs_of_layers_alone, None, 4)
     out = model.generate(**prompts, max_new_tokens=16)
     assert model.speculation.knowledge.samples > 0
     assert torch.equal(out, type(model).generate(model, **prompts, max_new_tokens=16))

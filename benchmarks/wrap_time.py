@@ -1,0 +1,104 @@
+"""What `wrap` takes on a model of 1B parameters, and what the first call takes more than later ones.
+
+    python benchmarks/wrap_time.py
+
+The self-check and the low-bit view are timed apart. Whatever a library prepares once for a process is
+prepared before. The least of a few repeats; run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from inflation import inflate
+from tiling import SHAPES
+
+import selfspec
+from layer_skip.decoder import LayeredDecoder
+from layer_skip.self_check import check_decoder
+from selfspec.benchmarking.environment import conditions
+from selfspec.cli.loading import load
+from selfspec.config import SpeculationConfig
+from selfspec.files import write_whole
+from selfspec.shapes import forget_probes
+from selfspec.views import make_view
+
+TARGET = 1.0
+SETTINGS: dict[str, dict[str, Any]] = {
+    "early exit, E and K given": {"draft": "early_exit", "exit_layer": 4, "draft_length": 4},
+    "low bit, E and K given": {"draft": "low_bit", "exit_layer": 16, "draft_length": 6},
+    "the default": {},
+}
+COLUMNS = ("wrap", "of it self-check", "low-bit view", "the rest", "first call's extra")
+
+
+def seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def measure(model: Any, settings: dict[str, Any]) -> dict[str, float]:
+    """Seconds of one wrap and its parts; the model is unwrapped again."""
+    forget_probes()
+    whole = seconds(lambda: selfspec.wrap(model, **settings))
+    viewed = model.speculation.view is not None
+    ids = torch.arange(8, 16)[None]
+    calls = [seconds(lambda: model.generate(ids, max_new_tokens=4, do_sample=False)) for _ in range(3)]
+    selfspec.unwrap(model)
+    decoder = LayeredDecoder(model)
+    check = seconds(lambda: check_decoder(model, decoder))
+    view = seconds(lambda: make_view(decoder, SpeculationConfig.of(**settings))) if viewed else 0.0
+    parts = (whole, check, view, whole - check - view, calls[0] - min(calls[1:]))
+    return dict(zip(COLUMNS, parts, strict=True))
+
+
+def main() -> int:
+    """Measure, save, print; 1 when a wrap takes longer than it may."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", default="1b", choices=SHAPES)
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    model = inflate(load(None, options.dtype, "cpu", options.threads).model, SHAPES[options.shape])
+    found: dict[str, dict[str, float]] = {}
+    for name, settings in SETTINGS.items():
+        runs = [measure(model, settings) for _ in range(options.repeats)]
+        found[name] = {column: min(run[column] for run in runs) for column in COLUMNS}
+    missed = [name for name, row in found.items() if row["the rest"] > TARGET]
+    lines = [f"| seconds | {' | '.join(COLUMNS)} |", f"|---|{'---:|' * len(COLUMNS)}"]
+    lines += [f"| {name} | {' | '.join(f'{x:.2f}' for x in row.values())} |" for name, row in found.items()]
+    about = conditions(model)
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    page = [
+        "# Wrap time",
+        "",
+        str(__doc__).split("\n\n")[2],
+        "",
+        *lines,
+        "",
+        f"- the rest under {TARGET:g} s: {'MISSED by ' + ', '.join(missed) if missed else 'reached'}",
+        f"- the bundled model inflated to {options.shape}, {about['dtype']}, {about['hardware']}, "
+        f"{about['threads']} threads. {versions}.",
+        "",
+    ]
+    write_whole(options.output / "wrap_time.json", json.dumps({"seconds": found, **about}, indent=1) + "\n")
+    write_whole(options.output / "wrap_time.md", "\n".join(page))
+    print("\n".join(page))
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Threads that generate at once with one wrapped model."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from tiny_models import random_prompts
+
+import selfspec
+
+SETTINGS = {"exit_layer": 2, "draft_length": 3}
+
+
+def test_threads_generating_at_once_get_what_they_would_get_alone(llama: Any) -> None:
+    selfspec.wrap(llama, **SETTINGS)
+    requests = [{**random_prompts(n, n + 3, seed=n), "max_new_tokens": 20} for n in range(3, 9)]
+    expected = [llama.generate(**request) for request in requests]
+    outcomes: dict[int, list[torch.Tensor]] = {}
+    start = threading.Barrier(len(requests))
+
+    def work(index: int) -> None:
+        start.wait()
+        outcomes[index] = [llama.generate(**requests[index]) for _ in range(3)]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, out in enumerate(expected):
+        assert len(outcomes[index]) == 3
+        assert all(torch.equal(one, out) for one in outcomes[index])
+    total = llama.speculation.total
+    assert total.calls == 4 * len(requests)
+    assert total.tokens == 4 * len(requests) * 2 * 20
+
+
+def test_threads_that_sample_draw_texts_that_one_thread_draws(llama: Any) -> None:
+    selfspec.wrap(llama, **SETTINGS)
+    request = {**random_prompts(5), "max_new_tokens": 12, "do_sample": True}
+    torch.manual_seed(0)
+    expected = {tuple(llama.generate(**request)[0].tolist()) for _ in range(8)}
+    found: list[tuple[int, ...]] = []
+    torch.manual_seed(0)
+    threads = [
+        threading.Thread(
+            target=lambda: found.extend(tuple(llama.generate(**request)[0].tolist()) for _ in range(2))
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(found) == expected  # each seed is drawn once, whoever draws it
