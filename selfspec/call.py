@@ -10,6 +10,7 @@ from torch import Tensor
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.span import Span
 from selfspec.cache import KVCache
+from selfspec.lockstep import Lockstep
 from selfspec.modes import Mode
 from selfspec.pacing import Pacer
 from selfspec.processing import Processors
@@ -58,6 +59,8 @@ class Call:
     watch: Callable[[int, Tensor], None] | None = None
     """Shown the hidden states behind every layer during prefill, see `LayeredDecoder.run`."""
     on_round: Callable[[RoundEvent], None] | None = None
+    lockstep: Lockstep | None = None
+    """Asks the caller's own stopping criteria, where there are some."""
     on_commit: Callable[[Rows], None] | None = None
     """Called after every round, for streamers."""
 

@@ -78,6 +78,9 @@ def commit(call: Call, draft: Draft, verdict: Verdict) -> int:
         if not finished:
             kept.append(i)
     call.stats.rounds += 1
+    if call.lockstep is not None:
+        call.lockstep.ask()
+        kept = [i for i in kept if rows.active[i] not in rows.stops]
     if len(kept) < len(rows.active):
         rows.active = [rows.active[i] for i in kept]
         if kept:  # the last rows leave their K/V behind, for past_key_values

@@ -12,10 +12,12 @@ from transformers.generation import (
     StopStringCriteria,
 )
 
+from layer_skip.refusals import is_offloaded
 from selfspec.processing import is_rowwise
 from selfspec.surface import LEFT_ARGUMENTS, unserved
 
-_ROWWISE_CRITERIA = (MaxTimeCriteria, StopStringCriteria)
+_SCORELESS = (MaxTimeCriteria, StopStringCriteria)
+"""Stopping criteria that do not read scores."""
 
 _EXPECTED_MODEL_ARGUMENTS = frozenset(
     (
@@ -67,32 +69,30 @@ def check_request(
     for name, value in model_arguments.items():
         if value is not None and name not in _EXPECTED_MODEL_ARGUMENTS:
             raise NotSpeculatedError(f"the model argument {name}", "not known to the engine")
+    if isinstance(model_arguments.get("logits_to_keep"), torch.Tensor):
+        raise NotSpeculatedError("logits_to_keep as a tensor", "the last token may not be among them")
     for processor in processors:
         if not is_rowwise(processor):
             why = "it may remember earlier calls or look at other rows; if not, mark it with selfspec.rowwise"
             raise NotSpeculatedError(f"the logits processor {_name(processor)}", why)
-    _check_criteria(config, other_criteria(criteria), criteria, rows)
+    _check_criteria(config, criteria, rows)
 
 
 def other_criteria(criteria: StoppingCriteriaList) -> list[StoppingCriteria]:
     """Stopping criteria beside those of length and end of sequence."""
-    return [c for c in criteria if not isinstance(c, (MaxLengthCriteria, EosTokenCriteria))]
+    return [c for c in criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria)]
 
 
-def _check_criteria(
-    config: GenerationConfig, others: list[StoppingCriteria], criteria: StoppingCriteriaList, rows: int
-) -> None:
-    if others and rows > 1 and not any(isinstance(c, EosTokenCriteria) for c in criteria):
-        why = "the model goes on with stopped rows until all have stopped"
-        raise NotSpeculatedError("a stopping criterion for several rows without an eos_token_id", why)
-    for criterion in others:
-        # For one row every criterion is asked as in the model's own loop: once a token, in order.
-        known = isinstance(criterion, _ROWWISE_CRITERIA) or getattr(criterion, "rowwise", False)
-        if rows > 1 and not known:
-            why = "it may look at several rows at once; if not, mark it with selfspec.rowwise"
-            raise NotSpeculatedError(f"the stopping criterion {_name(criterion)} over several rows", why)
-        if config.return_dict_in_generate and config.output_scores and not known:
-            raise NotSpeculatedError(f"the stopping criterion {_name(criterion)} with output_scores=True")
+def _check_criteria(config: GenerationConfig, criteria: StoppingCriteriaList, rows: int) -> None:
+    """A criterion may read the scores of all rows, which those that have ended do not have until the end."""
+    returns_scores = config.return_dict_in_generate and config.output_scores
+    if rows == 1 or not returns_scores or not any(hasattr(c, "eos_token_id") for c in criteria):
+        return
+    for criterion in other_criteria(criteria):
+        if type(criterion) not in _SCORELESS and not getattr(criterion, "rowwise", False):
+            name = f"the stopping criterion {_name(criterion)} over several rows with output_scores=True"
+            why = "it may read scores of rows that have ended; if not, mark it with selfspec.rowwise"
+            raise NotSpeculatedError(name, why)
 
 
 def _name(thing: object) -> str:
@@ -100,7 +100,11 @@ def _name(thing: object) -> str:
 
 
 def check_model(model: Any) -> None:
-    """Raise NotSpeculatedError for a model that prepares its inputs itself, draws noise or keeps no cache."""
+    """Raise NotSpeculatedError for a model that is not at hand, prepares its inputs itself, draws noise or
+    keeps no cache.
+    """
+    if is_offloaded(model):
+        raise NotSpeculatedError("a model that accelerate offloads", "every pass loads its weights anew")
     own = vars(model).get("prepare_inputs_for_generation")
     if own is not None and getattr(own, "__func__", None) is not type(model).prepare_inputs_for_generation:
         why = "it may put a soft prompt in front of every text"
@@ -148,6 +152,7 @@ def check_prompts(
 
     Raises:
         ValueError: what is wrong and what to do about it.
+        NotSpeculatedError: a mask with a hole, which the model's own generate takes.
     """
     rows, width = len(prompts), unseen + prompts.shape[1]
     if not rows or not width:
@@ -165,7 +170,9 @@ def check_prompts(
         return
     if tuple(mask.shape) != (rows, width):
         raise ValueError(f"attention_mask has shape {list(mask.shape)}, the prompts [{rows}, {width}]")
-    if bool((mask[:, 1:] < mask[:, :-1]).any()):
-        raise ValueError("the batch is padded on the right: generation needs padding_side='left'")
     if bool((mask.sum(dim=1) == 0).any()):
         raise ValueError("a row is padding only: every prompt needs at least one token")
+    if bool((mask[:, -1] == 0).any()):
+        raise ValueError("the batch is padded on the right: generation needs padding_side='left'")
+    if bool((mask[:, 1:] < mask[:, :-1]).any()):
+        raise NotSpeculatedError("an attention_mask with a hole", "a row is its padding, then its text")

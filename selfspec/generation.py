@@ -19,8 +19,10 @@ from selfspec.device.engine import speculate_on_device
 from selfspec.drafting.embedded import FromEmbeddings
 from selfspec.engine import speculate
 from selfspec.fallback import NotSpeculatedError, check_model, check_request, other_criteria
+from selfspec.lockstep import Lockstep
 from selfspec.modes import Coupled, Greedy, Mode, Rejection
 from selfspec.outputs import KeepingCache, Record, hand_over, run_on
+from selfspec.precision import check_autocast
 from selfspec.processing import Processors
 from selfspec.prompt import Prompt
 from selfspec.rows import RoundEvent, Rows
@@ -63,13 +65,14 @@ def decode(
     began = time.perf_counter()
     check_request(generation_config, logits_processor, stopping_criteria, len(input_ids), model_arguments)
     check_model(model)
+    check_autocast(model)
     decoder = LayeredDecoder(model)
     speculation.recheck(model, decoder)
     prompt = Prompt.of(input_ids, generation_config, model_arguments, decoder)
     rows = _rows(decoder, prompt, generation_config, stopping_criteria)
     call = _call(speculation, model, decoder, rows, generation_config, logits_processor, workload)
-    call.on_round = on_round
     record = _take_up(call, prompt, generation_config)
+    _observe(call, record, generation_config, on_round)
     if streamer is not None:
         if not prompt_streamed:
             streamer.put(input_ids.cpu())
@@ -80,6 +83,8 @@ def decode(
             speculate(call)
         else:
             speculate_on_device(call, space)
+    if call.lockstep is not None:
+        call.lockstep.finish(call.stats)
     if streamer is not None:
         streamer.end()
     call.stats.calls, call.stats.seconds = 1, time.perf_counter() - began
@@ -106,6 +111,20 @@ def _take_up(call: Call, prompt: Prompt, config: GenerationConfig) -> Record | N
     return record
 
 
+def _observe(
+    call: Call,
+    record: Record | None,
+    config: GenerationConfig,
+    on_round: Callable[[RoundEvent], None] | None,
+) -> None:
+    """Tell rounds to the caller, and ask stopping criteria other than length and end of sequence."""
+    call.on_round = on_round
+    if call.rows.criteria:
+        scores = record.scores_so_far if record is not None and config.output_scores else None
+        call.lockstep = Lockstep(call.rows, scores, on_round)
+        call.on_round = call.lockstep.hold
+
+
 def _output(call: Call, prompt: Prompt, config: GenerationConfig, record: Record | None) -> Output:
     """What generate() returns; a cache that came with the call takes up the call's K/V."""
     cache = prompt.cache
@@ -126,8 +145,8 @@ def _output(call: Call, prompt: Prompt, config: GenerationConfig, record: Record
 def _rows(
     decoder: LayeredDecoder, prompt: Prompt, config: GenerationConfig, criteria: StoppingCriteriaList
 ) -> Rows:
-    eos = [c.eos_token_id for c in criteria if isinstance(c, EosTokenCriteria)]
-    limits = [c.max_length for c in criteria if isinstance(c, MaxLengthCriteria)]
+    eos = [c.eos_token_id for c in criteria if type(c) is EosTokenCriteria]
+    limits = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
     max_length = min(limits, default=config.max_length)
     columns = prompt.unseen + max_length
     if decoder.has_learned_positions and decoder.max_positions and columns - 1 > decoder.max_positions:
@@ -145,7 +164,7 @@ def _rows(
         slack=_SPARE_COLUMNS,
         eos_tokens=frozenset(token for ids in eos for token in ids.flatten().tolist()),
         pad_token=0 if pad is None else int(pad),
-        criteria=other_criteria(criteria),
+        criteria=criteria if other_criteria(criteria) else (),
         known=prompt.known,
     )
 

@@ -35,8 +35,6 @@ class KeepingCache(KVCache):
         """Bring all rows back, in the order in which they came."""
         if not self._aside:
             return
-        if not self._aside:
-            return
         for place, row in enumerate(self._order):
             self._aside[row] = self._of_row(place)
         layers = [self._aside[row] for row in sorted(self._aside)]
@@ -75,6 +73,7 @@ class Record:
         self.processors = _Overheard(processors)
         self.mode = _Recorded(mode, self)
         self._kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in rows.generated]
+        """By row and step, logits and scores [V]."""
 
     def note(self, verdict: Verdict, scores: Tensor) -> None:
         """Take up the scores [B, n+1, V] along what was accepted; the logits are those heard last."""
@@ -84,19 +83,23 @@ class Record:
             path = torch.arange(count, device=scores.device)
             if verdict.columns is not None:
                 path = verdict.columns[i, :count]
-            self._kept[row].append((logits[i, path].float(), scores[i, path]))
+            self._kept[row] += zip(logits[i, path].float(), scores[i, path], strict=True)
 
     def extend(self, row: int, logits: Tensor, scores: Tensor) -> None:
         """Take up what comes after a row's end: logits and scores [n, V]."""
-        kept = [torch.cat(part)[: self._rows.generated[row]] for part in zip(*self._kept[row], strict=True)]
-        self._kept[row] = [(torch.cat([kept[0], logits]), torch.cat([kept[1], scores]))]
+        self._kept[row][self._rows.generated[row] :] = zip(logits, scores, strict=True)
 
     def steps(self, scores: bool) -> tuple[Tensor, ...]:
         """Scores (or logits) [B, V] of every step, as generate() returns them."""
-        length = max(self._rows.generated)
         part = 1 if scores else 0
-        by_row = [torch.cat([pair[part] for pair in row])[:length] for row in self._kept]
-        return tuple(torch.stack(by_row, dim=1).clone())
+        steps = range(max(self._rows.generated))
+        return tuple(torch.stack([row[step][part] for row in self._kept]) for step in steps)
+
+    def scores_so_far(self, step: int) -> Tensor:
+        """Scores [B, V] of a step; 0 in rows that have stopped before, whose own are found when all have."""
+        scores = torch.stack([row[min(step, len(row) - 1)][1] for row in self._kept])
+        scores[list(self._rows.stops)] = 0.0
+        return scores
 
 
 class _Overheard(Processors):

@@ -58,11 +58,14 @@ Marked = TypeVar("Marked")
 
 
 def rowwise(processor: Marked) -> Marked:
-    """Mark a logits processor or stopping criterion of your own, a class of them, or a function; returns it.
+    """Mark a logits processor of your own, a class of them, or a function; returns it.
 
     You say so that its answer for a row depends on that row's tokens and scores alone: not on other rows,
     and not on earlier calls. Then it may be asked about drafted tokens, one row at a time, in any order.
     What is not marked is left to the model's own generate, with a warning.
+
+    Stopping criteria are asked as the model's own loop asks them, marked or not. One kind of call needs the
+    mark: several rows with an end token and output_scores=True, where rows that have ended show scores of 0.
     """
     processor.rowwise = True  # type: ignore[attr-defined]
     return processor

@@ -1,7 +1,7 @@
 """The token side of a call: what each row has committed, and when it is finished."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,14 @@ class RoundEvent:
     def accepted(self) -> int:
         return len(self.ranks)
 
+    def cut(self, length: int) -> "RoundEvent | None":
+        """The same round of a row that ends after `length` of its tokens; None where none is left."""
+        if length <= 0:
+            return None
+        if length >= len(self.committed):
+            return self
+        return replace(self, ranks=self.ranks[:length], committed=self.committed[:length])
+
 
 @dataclass
 class Rows:
@@ -41,13 +49,18 @@ class Rows:
     eos_tokens: frozenset[int]
     pad_token: int
     criteria: Sequence[Callable[..., Tensor]] = ()
-    """Hugging Face stopping criteria other than length and end of sequence, asked after every token."""
+    """Hugging Face's stopping criteria, where there are others than length and end of sequence: then all of
+    them, asked in lockstep (`selfspec.lockstep`)."""
     unseen: int = 0
     """Columns before the prompts that have no token ids: embeddings, or K/V that came with the call."""
     known: int = 0
     """Columns whose K/V came with the call."""
     generated: list[int] = field(default_factory=list)
     active: list[int] = field(default_factory=list)
+    asked: int = 0
+    """Generated tokens of every row that the criteria have been asked about."""
+    stops: dict[int, int] = field(default_factory=dict)
+    """By row that the criteria have stopped, how many of its generated tokens stay: it may have more."""
 
     @classmethod
     def of_prompts(
@@ -80,6 +93,18 @@ class Rows:
         """Most tokens that any active row may still generate."""
         return self.max_new_tokens - min(self.generated[row] for row in self.active)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Generated tokens of every row, without what it wrote past its stop."""
+        return [self.stops.get(row, count) for row, count in enumerate(self.generated)]
+
+    @property
+    def settled(self) -> int:
+        """Columns of generated tokens in which nothing can change any more."""
+        if self.criteria:
+            return self.asked
+        return min((self.generated[row] for row in self.active), default=max(self.generated))
+
     def ends(self) -> list[int]:
         """Column after the last committed token, of every active row."""
         return [self.prompt_width + self.generated[row] for row in self.active]
@@ -110,11 +135,15 @@ class Rows:
         self.sequences[row, end : end + len(tokens)] = torch.tensor(tokens, device=self.sequences.device)
         for count, token in enumerate(tokens, start=1):
             full = self.generated[row] + count >= self.max_new_tokens
-            if full or token in self.eos_tokens or self._stopped(row, end + count):
+            if full or token in self.eos_tokens:
                 self.generated[row] += count
                 return tokens[:count], True
         self.generated[row] += len(tokens)
         return tokens, False
+
+    def cut(self) -> None:
+        """Drop what rows wrote past their stops, once the call is over: drafters count on what they saw."""
+        self.generated = self.lengths
 
     def output(self) -> Tensor:
         """[B, P + longest] int64: prompts and generated tokens, filled up with the pad token."""
@@ -124,7 +153,3 @@ class Rows:
         out = self.sequences[:, : self.prompt_width + longest].clone()
         out[:, self.prompt_width :].masked_fill_(columns >= lengths[:, None], self.pad_token)
         return out
-
-    def _stopped(self, row: int, end: int) -> bool:
-        ids = self.sequences[row : row + 1, :end]
-        return any(bool(torch.as_tensor(criterion(ids, None)).all()) for criterion in self.criteria)

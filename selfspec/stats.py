@@ -77,14 +77,17 @@ class Stats:
         """Generated tokens per second of the whole call, prefill included."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
-    def count_row(self, drafted: int, deepest: int, accepted: int, committed: int) -> None:
-        """One row's share of a round; `deepest` is the length of its longest drafted path."""
-        self.row_rounds += 1
-        self.drafted += drafted
-        self.draft_depths += deepest
-        self.accepted += accepted
-        self.rejected += accepted < min(deepest, committed)
-        self.tokens += committed
+    def count_row(self, drafted: int, deepest: int, accepted: int, committed: int, times: int = 1) -> None:
+        """One row's share of a round; `deepest` is the length of its longest drafted path.
+
+        -1 times: take it back.
+        """
+        self.row_rounds += times
+        self.drafted += times * drafted
+        self.draft_depths += times * deepest
+        self.accepted += times * accepted
+        self.rejected += times * (accepted < min(deepest, committed))
+        self.tokens += times * committed
 
     def add(self, other: "Stats") -> None:
         """Add another call's counters; its descriptions replace these."""

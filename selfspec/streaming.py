@@ -9,17 +9,16 @@ from selfspec.rows import Rows
 
 
 class Stream:
-    """Hands a call's committed tokens to a streamer; a column goes once every unfinished row has it."""
+    """Hands a call's committed tokens to a streamer; a column goes once nothing in it can change."""
 
     def __init__(self, streamer: Any) -> None:
         self._streamer = streamer
         self._sent = 0
 
     def __call__(self, rows: Rows) -> None:
-        ready = min((rows.generated[row] for row in rows.active), default=max(rows.generated))
-        while self._sent < ready:
+        while self._sent < rows.settled:
             column = rows.sequences[:, rows.prompt_width + self._sent].clone()
-            for row, count in enumerate(rows.generated):
+            for row, count in enumerate(rows.lengths):
                 if count <= self._sent:
                     column[row] = rows.pad_token
             self._streamer.put(column.cpu())
