@@ -19,6 +19,7 @@ from selfspec.device.workspace import Workspace, WorkspacePool
 from selfspec.drafting.corpus import read_corpus
 from selfspec.drafting.suffix_automaton import SuffixAutomaton
 from selfspec.pacing import Pacer
+from selfspec.precision import outside_autocast
 from selfspec.rechecking import ModelCheck
 from selfspec.rows import Rows
 from selfspec.shapes import FASTEST, ShapePlan, describe, probe
@@ -74,7 +75,7 @@ class Speculation:
             ConfigError: the corpus cannot be read, or the view does not fit.
         """
         if self.config.looks_up:
-            self._corpus = read_corpus(model, self.config.corpus)
+            self._corpus = read_corpus(model, self.config.corpus, decoder.vocab_size)
         knowledge = Knowledge(decoder.n_layers, partial(self._time, decoder), None, self.config.draft_bits)
         if self._wants_view(decoder, knowledge):
             self.view, self.view_note = make_view(decoder, self.config)
@@ -133,9 +134,10 @@ class Speculation:
         self.recheck(self._model, decoder)
         with self._lock:
             self._prepare_once(self._model, decoder)
-        tuned = tune_model(
-            self._model, prompts, workload=workload, config=self.config, view=self.view, **options
-        )
+        with outside_autocast(decoder.device):
+            tuned = tune_model(
+                self._model, prompts, workload=workload, config=self.config, view=self.view, **options
+            )
         with self._lock:
             others = {name: profile for name, profile in self.profiles.items() if name != workload}
             self.profiles = {**others, workload: tuned.profile}

@@ -1,5 +1,6 @@
 """What is known of a wrapped model: costs of its passes, and how often each way of drafting was right."""
 
+import math
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ _ROUNDING = {4: 0.9, 8: 0.98}
 """Agreement of the whole model in few bits with itself, before it was tried."""
 _ENOUGH = 2 * SAMPLES
 _HIGHEST = 0.98
+_READ_WEIGHT = 16.0
+"""Draft tokens that prompts and rounding count for."""
 
 
 @dataclass
@@ -115,7 +118,7 @@ class Knowledge:
         arms = list(arms)
         misses = {arm: 1 - self._expected(arm) for arm in arms}
         tried = {arm: self.tally(arm, sampled) for arm in arms}
-        weight = max(16.0, float(self.samples))
+        weight = max(_READ_WEIGHT, float(self.samples))
         found = sum(t.tested - t.accepted for t in tried.values())
         expected = sum(misses[arm] * t.tested for arm, t in tried.items())
         usual = max(misses.values(), default=0.0)
@@ -123,8 +126,20 @@ class Knowledge:
         chances = {}
         for arm, t in tried.items():
             prior = 1 - misses[arm] * easier
-            chances[arm] = min(max((prior * 16 + t.accepted) / (16 + t.tested), 0.0), _HIGHEST)
+            counted = (prior * _READ_WEIGHT + t.accepted) / (_READ_WEIGHT + t.tested)
+            chances[arm] = min(max(counted, 0.0), _HIGHEST)
         return chances
+
+    def least_chance(self, arm: Arm, sampled: bool, chance: float) -> float:
+        """What an arm's chance is at least, as sure as two standard errors are, by what was seen of it.
+
+        Agresti and Coull (1998): two hits and two misses are added, so that nothing seen is 0.
+        """
+        seen = self.tally(arm, sampled).tested
+        if not arm.low_bit:  # what exits said along prompts counts as it does in `chances`
+            seen += min(self.samples, _READ_WEIGHT)
+        middle = (chance * seen + 2) / (seen + 4)
+        return max(0.0, middle - 2 * math.sqrt(middle * (1 - middle) / (seen + 4)))
 
     def round_seconds(self, arm: Arm | None, length: int, rows: int, shapes: ShapePlan) -> float:
         """Seconds of a round with `length` drafts by `arm` (None: a plain round)."""
