@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from checks import exactly_one_warning, own_generate, text
+from criteria import EndsWith
 from streams import Recorder
 from tiny_models import PAD, VOCAB, random_prompts, tiny_model
 from tokenizers import Tokenizer, decoders, models
@@ -17,7 +18,6 @@ from transformers import (
     GenerationConfig,
     MaxTimeCriteria,
     PreTrainedTokenizerFast,
-    StoppingCriteria,
     StopStringCriteria,
     SynthIDTextWatermarkingConfig,
     TextIteratorStreamer,
@@ -45,17 +45,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE({chr(33 + i): i for i in range(VOCAB)}, []))
     backend.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="!", padding_side="left")
-
-
-@selfspec.rowwise
-class EndsWith(StoppingCriteria):
-    """Stops a row after one of some tokens."""
-
-    def __init__(self, *tokens: int) -> None:
-        self._tokens = torch.tensor(tokens)
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        return torch.isin(input_ids[:, -1], self._tokens)
 
 
 def common_tokens(model: Any, prompts: dict[str, Tensor], count: int, tokens: int = 24) -> list[int]:
@@ -261,18 +250,6 @@ def test_a_custom_criterion_stops_every_row_of_a_batch_by_itself(llama: Any, dra
     assert torch.equal(llama.generate(**request), expected)
     counts = [(row == PAD).sum() for row in expected[:, -24:]]
     assert len({int(count) for count in counts}) > 1
-
-
-def test_a_criterion_for_several_rows_without_an_end_token_is_left_to_the_model(wrapped: Any) -> None:
-    """generate() then goes on with stopped rows until all have stopped."""
-    request = {
-        **BATCH,
-        "max_new_tokens": 24,
-        "stopping_criteria": [EndsWith(*common_tokens(wrapped, BATCH, 6))],
-    }
-    with exactly_one_warning(naming="a stopping criterion for several rows without an eos_token_id"):
-        out = wrapped.generate(**request)
-    assert torch.equal(out, own_generate(wrapped, **request))
 
 
 def test_ready_made_criteria_work(wrapped: Any, tokenizer: Any) -> None:
@@ -532,10 +509,12 @@ def test_stop_strings_are_speculated_and_stop_where_the_model_itself_would(
     assert wrapped.speculation.total.calls == 1
 
 
-def test_stop_strings_stop_every_row_by_itself(wrapped: Any, tokenizer: Any) -> None:
-    stop, end = common_tokens(wrapped, BATCH, 2)
-    request = {**BATCH, "max_new_tokens": 24, "eos_token_id": end, "tokenizer": tokenizer}
-    request["stop_strings"] = [tokenizer.decode([stop])]
+@pytest.mark.parametrize("with_end", [True, False], ids=["end token", "no end token"])
+def test_stop_strings_stop_every_row_by_itself(wrapped: Any, tokenizer: Any, with_end: bool) -> None:
+    *stops, end = common_tokens(wrapped, BATCH, 7)
+    request = {**BATCH, "max_new_tokens": 24, "tokenizer": tokenizer}
+    request |= {"stop_strings": [tokenizer.decode([stop]) for stop in stops]}
+    request |= {"eos_token_id": end} if with_end else {}
     expected = own_generate(wrapped, **request)
     assert torch.equal(wrapped.generate(**request), expected)
     assert wrapped.speculation.total.calls == 1

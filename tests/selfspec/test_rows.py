@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import padded
-from torch import Tensor
 
-from selfspec.rows import Rows
+from selfspec.rows import RoundEvent, Rows
 
 PROMPTS = [[11, 12, 13, 14], [21, 22], [31, 32, 33]]
 
@@ -72,27 +71,35 @@ def test_tokens_are_committed_up_to_the_limit_or_the_first_end_token(
     assert rows.generated == [len(committed), 0, 0]
 
 
-def test_a_stopping_criterion_sees_the_row_after_every_token() -> None:
-    seen = []
-
-    def criterion(ids: Tensor, scores: None) -> Tensor:
-        assert scores is None
-        seen.append(ids.tolist())
-        return ids[:, -1] == 3
-
-    rows = rows_of(criteria=[criterion])
-    assert rows.append(1, [1, 2, 3, 4]) == ([1, 2, 3], True)
-    padding_and_prompt = [0, 0, 21, 22]
-    assert seen == [
-        [[*padding_and_prompt, 1]],
-        [[*padding_and_prompt, 1, 2]],
-        [[*padding_and_prompt, 1, 2, 3]],
-    ]
+def test_a_row_that_ran_past_its_stop_counts_up_to_it_and_is_cut_at_the_end() -> None:
+    rows = rows_of()
+    for row, tokens in enumerate([[1, 2, 3], [4], [5, 6]]):
+        rows.append(row, tokens)
+    rows.stops = {0: 1, 2: 2}
+    assert (rows.generated, rows.lengths) == ([3, 1, 2], [1, 1, 2])
+    rows.cut()
+    assert rows.generated == [1, 1, 2]
+    assert rows.output()[:, 4:].tolist() == [[1, 99], [4, 99], [5, 6]]
 
 
-def test_criteria_may_answer_with_a_plain_bool() -> None:
-    assert rows_of(criteria=[lambda ids, scores: True]).append(0, [1, 2]) == ([1], True)
-    assert rows_of(criteria=[lambda ids, scores: False]).append(0, [1, 2]) == ([1, 2], False)
+def test_columns_are_settled_when_every_row_has_them_and_no_criterion_can_cut_them() -> None:
+    for criteria, settled in ((), (2, 2, 3)), ([lambda ids, scores: False], (0, 1, 3)):
+        rows = rows_of(criteria=criteria)
+        for row, tokens in enumerate([[1, 2, 3], [4, 5, 6], [5, 6]]):
+            rows.append(row, tokens)
+        found = [rows.settled]
+        rows.active, rows.asked = [2], 1
+        found.append(rows.settled)
+        rows.active, rows.asked = [], 3
+        assert (*found, rows.settled) == settled
+
+
+def test_a_round_is_cut_with_its_row() -> None:
+    event = RoundEvent(1, [5, 6, 7], 3, (0, 1), [5, 6, 9])
+    assert [event.cut(length) for length in (-1, 0)] == [None, None]
+    assert event.cut(1) == RoundEvent(1, [5, 6, 7], 3, (0,), [5])
+    assert event.cut(2) == RoundEvent(1, [5, 6, 7], 3, (0, 1), [5, 6])
+    assert event.cut(3) is event.cut(4) is event
 
 
 def test_the_output_is_filled_up_with_the_pad_token_and_without_scratch() -> None:

@@ -37,6 +37,9 @@ def test_a_row_of_a_round_counts_once() -> None:
     stats.count_row(drafted=3, deepest=3, accepted=2, committed=3)
     stats.count_row(drafted=3, deepest=3, accepted=0, committed=1)
     assert (stats.row_rounds, stats.drafted, stats.accepted, stats.tokens) == (2, 6, 2, 4)
+    stats.count_row(drafted=3, deepest=3, accepted=0, committed=1, times=-1)
+    stats.count_row(drafted=3, deepest=3, accepted=2, committed=3, times=-1)
+    assert stats == Stats()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,16 @@ def test_inspect_tells_sizes_and_every_exit(
     )
     assert data["head_cost"] == pytest.approx(data["head_seconds"] / data["layer_seconds"])
     assert (tmp_path / "seen" / "inspect.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_inspect_says_what_the_self_check_found_and_what_it_cost(
+    run: Callable[..., Any], model_folder: Path, prompts_file: Path
+) -> None:
+    command = ("inspect", "-m", model_folder, "-p", prompts_file)
+    assert re.search(r"self-check +\W* *\d+\.\d\d s, off by \d\S* of a logit", run(*command).out)
+    data = run(*command, "--json").json
+    assert data["check_seconds"] > 0
+    assert 0 <= data["check_difference"] < 1e-4
 
 
 def test_the_demo_writes_and_then_compares(
