@@ -1,4 +1,4 @@
-"""Fixtures of the engine's tests: rounds that go by a script, and a look after each of them."""
+"""Fixtures of the engine's tests: a wrapped model, rounds that go by a script, a look after each of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 from checks import own_generate
 from fake_drafters import Place, Right, generated, use_scripted_drafts
 from tiny_models import VOCAB
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 import selfspec
 from selfspec import engine
@@ -51,3 +53,17 @@ def after_every_round(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Ca
         monkeypatch.setattr(engine, "commit", committed)
 
     return set_up
+
+
+@pytest.fixture
+def wrapped(llama: Any) -> Any:
+    """A small model with fixed settings."""
+    return selfspec.wrap(llama, exit_layer=2, draft_length=3)
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One character per token: "!" is 0, "a" is 64."""
+    backend = Tokenizer(models.BPE({chr(33 + i): i for i in range(VOCAB)}, []))
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="!", padding_side="left")

@@ -144,3 +144,15 @@ def exactly_one_warning(naming: str) -> Iterator[None]:
     ours = [str(w.message) for w in caught if "cannot be speculated" in str(w.message)]
     assert len(ours) == 1
     assert naming in ours[0]
+
+
+def common_tokens(model: Any, prompts: dict[str, Tensor], count: int, tokens: int = 24) -> list[int]:
+    """The most frequent tokens of the model's own text."""
+    out = own_generate(model, **prompts, max_new_tokens=tokens)[:, -tokens:]
+    values, counts = out.unique(return_counts=True)
+    return values[counts.argsort(descending=True)][:count].tolist()
+
+
+def roll(ids: Tensor, scores: Tensor) -> Tensor:
+    """A logits processor that might be anything."""
+    return scores.roll(1, dims=-1)
