@@ -4,7 +4,8 @@
     python benchmarks/tuner.py --only prose
 
 Parts, each saved as soon as it is there: one per workload (code, prose and repetitive text, all greedy, and
-code sampled), where every exit and draft length runs for real; then settings per workload against the best
+code sampled), where every early exit, the recorded exits of the low-bit view, and every draft length run for
+real; then settings per workload against the best
 single one; a model with useless exits; and the controller's own time. --only runs the parts whose names hold
 a text and keeps the others; --resume goes on after the last. Writes tuner.json and tuner.md beside the other
 results. Run it on a machine that does nothing else; it takes about 25 minutes on two cores.
@@ -25,17 +26,22 @@ import torch
 from tuner_page import outcome, page, reached, row
 from tuner_races import deciding, over_ar, random_twin, single_setting
 
+import selfspec
 from selfspec.benchmarking.environment import conditions
 from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
 from selfspec.benchmarking.statistics import spread
 from selfspec.cli.loading import Loaded, load
 from selfspec.files import write_whole
+from selfspec.round import Arm
 from selfspec.tuning.profile import Profile
 from selfspec.tuning.record import record
+from selfspec.tuning.recording import Recording
 from selfspec.tuning.replay import Setting
+from selfspec.tuning.running import Engine
 from selfspec.tuning.search import search
-from selfspec.tuning.tune import Tuned, tune
+from selfspec.tuning.tune import VIEW_LONGEST, Tuned, tune
 from selfspec.tuning.validate import compare
+from selfspec.tuning.view_record import record_view
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -60,6 +66,10 @@ class Bench:
         self.loaded: Loaded = load(None, "bfloat16", "cpu", options.threads)
         self.model: Any = self.loaded.model
         self.model.generation_config.eos_token_id = None
+        # As calls have it: none where it does not pay on this machine.
+        self.view = selfspec.wrap(self.model, profile=[]).speculation.view
+        selfspec.unwrap(self.model)
+        self.engine = Engine(self.model, view=self.view)
         self.stored: Path = options.output / "tuner.json"
         kept = (options.only or options.resume) and self.stored.exists()
         self.results: dict[str, Any] = json.loads(self.stored.read_text()) if kept else {}
@@ -81,7 +91,23 @@ class Bench:
     def tune(self, workload: str) -> Tuned:
         """Tune as a user would."""
         return tune(
-            self.model, self.prompts(workload)[0], workload=workload, generate_arguments=WORKLOADS[workload]
+            self.model,
+            self.prompts(workload)[0],
+            workload=workload,
+            view=self.view,
+            generate_arguments=WORKLOADS[workload],
+        )
+
+    def record(self, prompts: list[list[int]], arms: list[Arm], **arguments: Any) -> Recording:
+        """Other prompts, read as the tuner reads its own: early exits, and those of a view in `arms`."""
+        recording = record(self.model, prompts, max_new_tokens=self.options.new_tokens, **arguments)
+        exits = [arm.exit_layer for arm in arms if arm.low_bit]
+        if self.view is None or not exits:
+            return recording
+        return recording.beside(
+            record_view(
+                self.model, self.view, prompts, recording, longest=VIEW_LONGEST, exits=exits, **arguments
+            )
         )
 
     def profile(self, workload: str) -> Profile:
@@ -100,9 +126,10 @@ class Bench:
         write_whole(self.stored.with_suffix(".md"), page(self.results, WORKLOADS, TEXTS))
 
 
-def grid(n_layers: int) -> list[Setting]:
-    """What is run for real: AR, and every exit with draft lengths up to the longest that is searched."""
-    return [Setting(1, 0), *(Setting(e, k) for e in range(1, n_layers) for k in LENGTHS)]
+def grid(recording: Recording) -> list[Setting]:
+    """What is run for real: AR, and every arm with draft lengths up to the longest that is searched."""
+    ways = ((arm, k) for arm in recording.arms for k in LENGTHS if k <= (recording.longest(arm) or k))
+    return [Setting(1, 0), *(Setting.by(arm, k) for arm, k in ways)]
 
 
 def judge(bench: Bench, workload: str) -> dict[str, Any]:
@@ -112,17 +139,17 @@ def judge(bench: Bench, workload: str) -> dict[str, Any]:
     tuning_seconds = time.perf_counter() - began
     prompts, costs = bench.prompts(workload)[1], tuned.profile.costs
     common: dict[str, Any] = {"generate_arguments": WORKLOADS[workload]}
-    recording = record(bench.model, prompts, max_new_tokens=bench.options.new_tokens, **common)
+    recording = bench.record(prompts, tuned.recording.arms, **common)
     # What the tuner chooses for these very prompts: the sweep's best is the best for them.
     own = search(recording, costs).setting
     few = bench.options.sweep_prompts
     began = time.perf_counter()
     swept = compare(
-        bench.model,
+        bench.engine,
         prompts[:few],
         recording.of_prompts(range(few)),
         costs,
-        grid(costs.n_layers),
+        grid(recording),
         repeats=1,
         **common,
     )
@@ -134,11 +161,12 @@ def judge(bench: Bench, workload: str) -> dict[str, Any]:
         dict.fromkeys([own, tuned.profile.setting, Setting(1, 0), *(c.setting for c in fastest)])
     )
     finals = compare(
-        bench.model, prompts, recording, costs, finalists, repeats=bench.options.repeats, **common
+        bench.engine, prompts, recording, costs, finalists, repeats=bench.options.repeats, **common
     )
     return {
         "profile": tuned.profile.as_dict(),
         "chosen": str(tuned.profile),
+        "draft": tuned.profile.setting.draft,
         **outcome(tuned.profile.setting, own, swept, finals),
         "tuning_seconds": tuning_seconds,
         "tuning_parts": dict(tuned.seconds),
@@ -155,8 +183,14 @@ def single(bench: Bench) -> dict[str, Any]:
     if missing:
         raise SystemExit(f"{OTHERS[0]}: run the workloads {', '.join(missing)} first")
     return single_setting(
-        bench.model,
-        {name: {(e, k): speed for e, k, _, _, speed, _ in bench.results[name]["sweep"]} for name in TEXTS},
+        bench.engine,
+        {
+            name: {
+                Setting(e, k, draft=draft): speed
+                for draft, e, k, _, _, speed, _ in bench.results[name]["sweep"]
+            }
+            for name in TEXTS
+        },
         {name: bench.profile(name) for name in TEXTS},
         {name: bench.prompts(name)[1] for name in TEXTS},
         bench.options.repeats,
@@ -169,7 +203,9 @@ def useless(bench: Bench) -> dict[str, Any]:
     """A model with useless exits against AR, with everything on."""
     twin = random_twin(bench.model)
     tuning, others = bench.prompts("code")
-    profile = tune(twin, tuning[:8], workload="useless").profile
+    view = selfspec.wrap(twin, profile=[]).speculation.view
+    selfspec.unwrap(twin)
+    profile = tune(twin, tuning[:8], workload="useless", view=view).profile
     ways: dict[str, dict[str, Any]] = {
         "profile": {"profile": profile},
         "early exit": {"draft": "early_exit", "profile": []},

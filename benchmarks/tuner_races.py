@@ -13,6 +13,7 @@ import selfspec
 from selfspec.stats import Stats
 from selfspec.tuning.profile import Profile
 from selfspec.tuning.replay import Setting
+from selfspec.tuning.running import Engine
 from selfspec.tuning.validate import run_setting
 
 CANDIDATES = 4
@@ -35,9 +36,9 @@ def race(runs: Mapping[str, Run], prompts: Sequence[list[int]], repeats: int) ->
     return seconds
 
 
-def fixed(model: Any, setting: Setting, **arguments: Any) -> Run:
+def fixed(engine: Engine, setting: Setting, **arguments: Any) -> Run:
     """Runs of one setting."""
-    return lambda prompt: run_setting(model, [prompt], setting, **arguments)
+    return lambda prompt: run_setting(engine, [prompt], setting, **arguments)
 
 
 def following(model: Any, settings: dict[str, Any], **arguments: Any) -> Run:
@@ -54,8 +55,8 @@ def following(model: Any, settings: dict[str, Any], **arguments: Any) -> Run:
 
 
 def single_setting(
-    model: Any,
-    swept: Mapping[str, Mapping[tuple[int, int], float]],
+    engine: Engine,
+    swept: Mapping[str, Mapping[Setting, float]],
     profiles: Mapping[str, Profile],
     prompts: Mapping[str, Sequence[list[int]]],
     repeats: int,
@@ -64,19 +65,20 @@ def single_setting(
     """Each workload's own setting, fixed and followed, against the best fixed one for all of them.
 
     Args:
-        swept: workload -> (E, K) -> tokens per second; (1, 0) is AR.
+        swept: workload -> setting -> tokens per second, AR's among them.
     """
     common = set.intersection(*(set(own) for own in swept.values()))
     # Harmonic mean of speeds over AR: as much text of each workload.
-    ranked = sorted(common, key=lambda at: sum(own[1, 0] / own[at] for own in swept.values()))
-    candidates = {f"{e}, {k}": Setting(e, k) for e, k in ranked[:CANDIDATES]}
+    plain = Setting(1, 0)
+    ranked = sorted(common, key=lambda at: sum(own[plain] / own[at] for own in swept.values()))
+    candidates = {str(setting): setting for setting in ranked[:CANDIDATES] if setting != plain}
     seconds: dict[str, dict[str, list[float]]] = {}
     for name, profile in profiles.items():
-        settings = {"AR": Setting(1, 0), "tuned": profile.setting, **candidates}
-        runs = {run: fixed(model, setting, **arguments) for run, setting in settings.items()}
-        runs["profile"] = following(model, {"profile": profile}, **arguments)
+        settings = {"AR": plain, "tuned": profile.setting, **candidates}
+        runs = {run: fixed(engine, setting, **arguments) for run, setting in settings.items()}
+        runs["profile"] = following(engine.model, {"profile": profile}, **arguments)
         seconds[name] = race(runs, prompts[name], repeats)
-        selfspec.unwrap(model)
+        selfspec.unwrap(engine.model)
     totals = {name: {run: sum(times) for run, times in own.items()} for name, own in seconds.items()}
     single = min(candidates, key=lambda run: sum(own[run] / own["AR"] for own in totals.values()))
     return {
@@ -114,7 +116,8 @@ def over_ar(
 ) -> dict[str, list[float]]:
     """Speed of whole calls over AR, run by run, of the model wrapped in several ways."""
     runs = {name: following(model, settings, **arguments) for name, settings in ways.items()}
-    seconds = race({"AR": fixed(model, Setting(1, 0), **arguments), **runs}, prompts, repeats)
+    plainly = fixed(Engine(model), Setting(1, 0), **arguments)
+    seconds = race({"AR": plainly, **runs}, prompts, repeats)
     selfspec.unwrap(model)
     plain = seconds.pop("AR")
     return {name: [ar / own for ar, own in zip(plain, times, strict=True)] for name, times in seconds.items()}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfspec.drafting.lookup import LONGEST_FOUND
-from selfspec.tree import MAX_CANDIDATES, Tree, TreeOfDepth, chain, cut, with_siblings
-from selfspec.values import ConfigError, check_choice, check_int, checked_corpus, parse_bytes
+from selfspec.tree import MAX_CANDIDATES, Tree, TreeOfDepth, chain, checked_tree, cut, with_siblings
+from selfspec.values import ConfigError, check_choice, checked_corpus, checked_int, parse_bytes
 
 MAX_DRAFT_LENGTH = 64
 DRAFTS = ("auto", "early_exit", "low_bit", "lookup", "hybrid")
@@ -45,9 +45,10 @@ class SpeculationConfig:
     draft_length: int | Auto = "auto"
     """K: most tokens drafted in a round, one after the other; 0 for plain autoregression. Layers draft so
     many in every round, lookup as many as it finds. "auto" also stops drafting where it does not pay."""
-    tree: Literal["chain", "siblings"] | tuple[int, ...] = "chain"
+    tree: Literal["chain", "siblings"] | Tree | Sequence[int] = "chain"
     """How candidates follow each other: a chain, a chain with the second choice beside each token, or a tree
-    of your own as the parents of its nodes 1, 2, ... (0 is the last committed token), see `selfspec.tree`.
+    of your own: a `selfspec.tree.Tree`, such as `selfspec.tuning.trees.find_tree` returns, or the parents of
+    its nodes 1, 2, ... (0 is the last committed token), whose children are the draft's likeliest in order.
     Trees verify more tokens in a pass, and in bf16 they may flip a near-tie: branches stand elsewhere in the
     cache, where sums round differently."""
     draft_bits: Literal[4, 8] = 4
@@ -68,16 +69,18 @@ class SpeculationConfig:
     """On a CUDA device whole rounds are captured as CUDA graphs, which may hold this much memory beside their
     cache; the least recently used ones are dropped for others. 0 launches everything from Python."""
     profile: Any = None
-    """Tuned settings of drafts by early exit (`selfspec tune`): a profile, a file of one, or several of
-    either. Naming one means draft="early_exit". None finds those kept for this model: draft="early_exit"
-    follows the newest that was tuned for greedy or for sampled calls, as the call is; draft="auto" goes on
-    measuring unless a call names its workload. An empty list takes none."""
+    """Tuned settings of drafts by early exit or by the low-bit view (`selfspec tune`): a profile, a file of
+    one, or several of either. Calls follow the newest that was tuned for greedy or for sampled calls, as the
+    call is, and others measure. A view is then made if one of them drafts by it, and draft="early_exit" or
+    draft_memory=0 keep it away. None finds those kept for this model: draft="early_exit" follows them, and
+    draft="auto" where a call names its workload: else it measures, since it may copy from the text as well,
+    of which profiles know nothing. An empty list takes none."""
     strict: bool = False
     """Raise where a generate option cannot be speculated, instead of using the model's own generate."""
 
     def __post_init__(self) -> None:
-        check_int("exit_layer", self.exit_layer, 1, None)
-        check_int("draft_length", self.draft_length, 0, MAX_DRAFT_LENGTH)
+        for name, least, most in (("exit_layer", 1, None), ("draft_length", 0, MAX_DRAFT_LENGTH)):
+            object.__setattr__(self, name, checked_int(name, getattr(self, name), least, most))
         check_choice("draft", self.draft, DRAFTS)
         check_choice("draft_bits", self.draft_bits, (4, 8))
         check_choice("acceptance", self.acceptance, ("coupled", "rejection"))
@@ -96,8 +99,8 @@ class SpeculationConfig:
         self._check_tree()
         if self.names_profiles and self.against_profiles:
             raise ConfigError(
-                f"profile with {self.against_profiles}: a profile chooses exit layer, draft length and where "
-                "to stop, for draft='early_exit'; leave the one or the other out"
+                f"profile with {self.against_profiles}: a profile chooses exit layer, draft length, tree and "
+                "where to stop, for draft='auto' or 'early_exit'; leave the one or the other out"
             )
         self._check_use()
 
@@ -112,18 +115,14 @@ class SpeculationConfig:
                 )
 
     def _check_tree(self) -> None:
-        if isinstance(self.tree, tuple):
-            try:
-                depth = Tree.of(self.tree).depth
-            except (ValueError, TypeError) as error:
-                raise ConfigError(f"tree={self.tree!r}: {error}") from error
+        object.__setattr__(self, "tree", checked_tree(self.tree))
+        if self.own_tree is not None:
+            depth = self.own_tree.depth
             if self.draft_length != "auto" and self.draft_length > depth:
                 raise ConfigError(
                     f"draft_length={self.draft_length}: tree={self.tree!r} is {depth} deep, allowed are 0 to "
                     f"{depth}, or 'auto'"
                 )
-        else:
-            check_choice("tree", self.tree, ("chain", "siblings"))
         if self.tree == "chain":
             return
         if self.acceptance == "rejection":
@@ -140,7 +139,7 @@ class SpeculationConfig:
 
     def _check_candidates(self) -> None:
         """Refuse a tree that, with a branch of found tokens, may hold more candidates than a round takes."""
-        if self.draft_length == "auto" and not isinstance(self.tree, tuple):
+        if self.draft_length == "auto" and self.own_tree is None:
             return  # drafts that end by themselves are short enough
         depth = MAX_DRAFT_LENGTH if self.draft_length == "auto" else self.draft_length
         found = self.longest_found if self.looks_up else 0
@@ -160,23 +159,30 @@ class SpeculationConfig:
         for name in _WITHOUT_USE[self.kind]:
             if getattr(self, name) != defaults[name]:
                 users = [kind for kind, without in _WITHOUT_USE.items() if name not in without]
-                how = "" if self.draft == self.kind else ", which exit_layer or profile chooses"
+                how = "" if self.draft == self.kind else ", which a number for exit_layer chooses"
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} means nothing to draft={self.kind!r}{how}: leave "
                     f"it out, or choose one of {', '.join(map(repr, users))}"
                 )
 
     @property
+    def own_tree(self) -> Tree | None:
+        """The tree that was given, None for a kind of tree by name."""
+        if isinstance(self.tree, str):
+            return None
+        return self.tree if isinstance(self.tree, Tree) else Tree.of(self.tree)
+
+    @property
     def shape(self) -> TreeOfDepth:
         """The tree to draft at a given depth."""
-        if isinstance(self.tree, tuple):
-            return functools.partial(cut, Tree.of(self.tree))
+        if self.own_tree is not None:
+            return functools.partial(cut, self.own_tree)
         return with_siblings if self.tree == "siblings" else chain
 
     @property
     def kind(self) -> str:
-        """`draft`, with "auto" resolved where a number for E or K, or a profile, has already chosen."""
-        chosen = self.exit_layer != "auto" or self.draft_length == 0 or self.names_profiles
+        """`draft`, with "auto" resolved where a number for E or K has already chosen."""
+        chosen = self.exit_layer != "auto" or self.draft_length == 0
         return "early_exit" if self.draft == "auto" and chosen else self.draft
 
     @property

@@ -77,7 +77,8 @@ class Coupled:
     def open(self, positions: Tensor) -> None:
         count = positions.shape[1]
         column = positions[:, 0] - self._first
-        if int(column.max()) + count > self._block.shape[1]:
+        # Rounds come in order, but for those that read a text backwards.
+        if int(column.min()) < 0 or int(column.max()) + count > self._block.shape[1]:
             ahead = max(count, _NOISE_BUDGET // (len(positions) * self._vocab))
             steps = torch.arange(ahead, device=positions.device)
             self._first = positions[:, 0].clone()

@@ -7,6 +7,7 @@ text in any acceptance mode.
 import math
 import statistics
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,6 +42,41 @@ class FixedLength:
 
 
 @dataclass
+class TrialBudget:
+    """What drafts of which it is not known that they pay may lose, in plain rounds.
+
+    A purse: a round stakes what it loses if nothing of it stands, and what drafts earn can be staked again.
+    So a call is never behind plain decoding by more than a share of its length, however wrong drafts are.
+    """
+
+    share: float = 0.02
+    """Of the call's plain rounds. With what reading the exits may take, a call loses 3% at most."""
+    foreseen: int = 48
+    """Tokens ahead that are counted on: a text may end long before its limit."""
+    tokens: float = 0.0
+    """Generated so far, per row."""
+    lost: float = 0.0
+    """By drafts so far; negative once they have earned."""
+
+    def left(self, remaining: int) -> float:
+        """Plain rounds that may be staked, when at most `remaining` tokens may still be generated."""
+        return self.share * (self.tokens + min(remaining, self.foreseen)) - self.lost
+
+    def longest(self, stakes: Mapping[int, float], remaining: int) -> int:
+        """The longest draft that may be tried, 0 for none.
+
+        Half of what is left at most, as long as the shortest draft stakes less: several tries tell more.
+
+        Args:
+            stakes: draft length -> plain rounds that are lost if nothing of it stands.
+        """
+        left = self.left(remaining)
+        shortest = min(stakes, default=0)
+        possible = [length for length, stake in stakes.items() if stake <= left / 2]
+        return max(possible, default=shortest if stakes and stakes[shortest] <= left else 0)
+
+
+@dataclass
 class PayCheck:
     """Whether drafting pays: drafts as long as it does, rests while it does not, and a probe now and then.
 
@@ -62,6 +98,8 @@ class PayCheck:
     """Plain rounds before drafting is tried again, doubled after every failure."""
     plain: "Rate" = field(default_factory=lambda: Rate())
     """The plain speed; calls of one model may share it, so that only the first one warms up."""
+    budget: TrialBudget = field(default_factory=TrialBudget)
+    """For a strategy that knows what its drafts cost: how far it may go in a trial."""
     _drafting: "Rate" = field(default_factory=lambda: Rate())
     _resting: int = 0
 
@@ -72,6 +110,7 @@ class PayCheck:
 
     def observe(self, drafted: bool, tokens: float, seconds: float) -> None:
         """A round with or without drafts committed `tokens` tokens per row in `seconds`."""
+        self.budget.tokens += tokens
         if math.isnan(seconds):
             return
         rate = self._drafting if drafted else self.plain

@@ -13,7 +13,7 @@ NOTHING = -1
 """Stands where a row has no candidate: no target ever chooses it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Arm:
     """One way to draft with the model's own layers."""
 

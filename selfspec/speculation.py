@@ -30,7 +30,7 @@ from selfspec.tuning.following import follow
 from selfspec.tuning.knowledge import Knowledge
 from selfspec.tuning.profile import Profile
 from selfspec.tuning.reading import Reading
-from selfspec.tuning.store import profile_of_call
+from selfspec.tuning.store import fitting, profile_of_call
 from selfspec.values import parse_bytes
 from selfspec.views import make_view
 
@@ -103,6 +103,7 @@ class Speculation:
             with self._lock:  # what was packed, timed and captured is another model's
                 self.view = self._knowledge = self._model_reason = None
                 self._pool.clear()
+                self.profiles = fitting(self.profiles, model)
 
     def attach(self, model: Any, profiles: dict[str, Profile]) -> None:
         """Take up the model that `tune` works on, and its profiles."""

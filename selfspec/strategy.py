@@ -145,7 +145,7 @@ class Strategy:
             self.fixed
             or config.draft_length != "auto"
             or config.confidence_threshold
-            or isinstance(config.tree, tuple)
+            or config.own_tree is not None
         ):
             return None
         if sampled and config.acceptance == "rejection":

@@ -1,11 +1,15 @@
 """The shape of a round's candidates: a chain, or a tree whose branches are verified in one pass."""
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from selfspec.values import ConfigError, check_choice
 
 MAX_CANDIDATES = 64
 """Most candidates of one round: beyond it a verification pass is bound by arithmetic on any machine."""
@@ -45,7 +49,7 @@ class Tree:
         grafted: so many of the last nodes come from elsewhere: a draft that grows the tree skips them.
 
     Raises:
-        ValueError: parents in another order, or more than MAX_CANDIDATES nodes.
+        ValueError: parents in another order, ranks for other nodes, or more than MAX_CANDIDATES nodes.
     """
 
     parents: tuple[int, ...]
@@ -63,6 +67,10 @@ class Tree:
             raise ValueError(f"tree {self.parents}: nodes with children come first, in the order of depth")
         if not self.ranks:
             object.__setattr__(self, "ranks", _next_free(self.parents))
+        if len(self.ranks) != len(self.parents) or min(self.ranks, default=0) < 0:
+            raise ValueError(
+                f"ranks {self.ranks}: allowed is one for each of {len(self.parents)} nodes, from 0"
+            )
 
     @classmethod
     def of(cls, parents: Sequence[int], ranks: Sequence[int] = ()) -> "Tree":
@@ -163,6 +171,29 @@ def _depths(parents: Sequence[int]) -> list[int]:
 def _next_free(parents: Sequence[int]) -> tuple[int, ...]:
     """Ranks where none are given: how many children each node's parent has before it."""
     return tuple(parents[:i].count(parent) for i, parent in enumerate(parents))
+
+
+def checked_tree(tree: Any) -> str | Tree | tuple[int, ...]:
+    """A tree as settings name it: by name, as a Tree, or the parents of its nodes as plain numbers.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if isinstance(tree, Tree):
+        return tree
+    if isinstance(tree, str):
+        check_choice("tree", tree, ("chain", "siblings"))
+        return tree
+    try:
+        parents = tuple(operator.index(parent) for parent in tree)
+        Tree.of(parents)
+    except ValueError as error:
+        raise ConfigError(f"tree={tree!r}: {error}") from error
+    except TypeError as error:
+        raise ConfigError(
+            f"tree={tree!r}: allowed are 'chain', 'siblings', a Tree, or the parents of its nodes"
+        ) from error
+    return parents
 
 
 TreeOfDepth = Callable[[int], Tree]

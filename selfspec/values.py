@@ -4,7 +4,7 @@ import difflib
 import operator
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 class ConfigError(ValueError):
@@ -54,14 +54,23 @@ def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise ConfigError(f"{name}={value!r}: allowed are {', '.join(map(repr, allowed))}{hint}")
 
 
-def check_int(name: str, value: object, least: int, most: int | None) -> None:
-    """Raise ConfigError unless `value` is "auto" or a number in range; most=None: the number of layers."""
-    if value == "auto":
-        return
+def checked_int(name: str, value: Any, least: int, most: int | None) -> int | Literal["auto"]:
+    """A whole number of any type as a plain int, or "auto"; most=None: the number of layers.
+
+    Raises:
+        ConfigError: it is neither, or out of range.
+    """
+    if isinstance(value, str) and value == "auto":
+        return "auto"
     end = "the number of layers" if most is None else most
     allowed = f"a whole number from {least} to {end}, or 'auto'"
-    if isinstance(value, bool) or not isinstance(value, int):
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # NumPy's and torch's too
+    except TypeError:
+        number = None
+    if number is None:
         raise ConfigError(f"{name}={value!r}: allowed is {allowed}")
-    if value < least or (most is not None and value > most):
-        nearest = least if value < least else most
-        raise ConfigError(f"{name}={value}: allowed is {allowed} (nearest: {nearest})")
+    if number < least or (most is not None and number > most):
+        nearest = least if number < least else most
+        raise ConfigError(f"{name}={number}: allowed is {allowed} (nearest: {nearest})")
+    return number

@@ -44,7 +44,7 @@ def standard_contenders(exit_layer: int, settings: Mapping[str, Any]) -> tuple[C
     """
     return (
         Contender(GENERATE, "the model's own generate"),
-        Contender(AR, "the engine with draft length 0", {**settings, "draft_length": 0}),
+        Contender(AR, "the engine with draft length 0", {**settings, "draft_length": 0, "profile": None}),
         Contender(SELFSPEC, "drafts of its own, one verification pass", settings),
         Contender(
             EARLY_EXIT,

@@ -35,6 +35,7 @@ def command(
     draft_length: options.DraftLength = "auto",
     acceptance: options.Acceptance = "coupled",
     confidence_threshold: options.ConfidenceThreshold = 0.0,
+    profile: options.Profile = None,
     deterministic: options.Deterministic = True,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -56,6 +57,7 @@ def command(
         draft_length=draft_length,
         acceptance=acceptance,
         confidence_threshold=confidence_threshold,
+        profile=profile,
         deterministic=deterministic,
     )
     from selfspec import SpeculationConfig

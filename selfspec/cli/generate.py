@@ -55,6 +55,13 @@ def command(
     draft_length: options.DraftLength = "auto",
     acceptance: options.Acceptance = "coupled",
     confidence_threshold: options.ConfidenceThreshold = 0.0,
+    profile: options.Profile = None,
+    workload: Annotated[
+        str | None,
+        typer.Option(
+            help="Draft by the profile of this name, kept by `selfspec tune`.", rich_help_panel="Speculation"
+        ),
+    ] = None,
     deterministic: options.Deterministic = True,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -77,6 +84,7 @@ def command(
         draft_length=draft_length,
         acceptance=acceptance,
         confidence_threshold=confidence_threshold,
+        profile=profile,
         deterministic=deterministic,
     )
     if as_json and show_drafts:
@@ -92,7 +100,12 @@ def command(
     ids = loaded.tokenizer(text, return_tensors="pt").to(loaded.model.device)
     if ids["input_ids"].shape[1] == 0:
         raise UserError("the prompt is empty: give some text to continue")
-    arguments = {"max_new_tokens": max_new_tokens, "pad_token_id": loaded.pad, **sampling}
+    arguments = {
+        "max_new_tokens": max_new_tokens,
+        "pad_token_id": loaded.pad,
+        "workload": workload,
+        **sampling,
+    }
     request = {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"], **arguments}
     _seed(seed)
     if as_json:

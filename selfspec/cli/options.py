@@ -76,6 +76,10 @@ ConfidenceThreshold = Annotated[
     float,
     typer.Option(help="Stop drafting after a token less probable than this.", rich_help_panel=_SPECULATION),
 ]
+Profile = Annotated[
+    Path | None,
+    typer.Option(help="Draft by this profile, a file of `selfspec tune`.", rich_help_panel=_SPECULATION),
+]
 Deterministic = Annotated[
     bool,
     typer.Option(help="Compute so that rounding never changes the text.", rich_help_panel=_SPECULATION),
@@ -86,7 +90,17 @@ Temperature = Annotated[
         "--temperature", "-t", help="Sample at this temperature. [default: greedy]", rich_help_panel=_SAMPLING
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of sampled text.", rich_help_panel=_SAMPLING)]
+
+
+def _in_range(seed: int) -> int:
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise typer.BadParameter(f"seed={seed}: allowed is -2^63 to 2^63 - 1")
+    return seed
+
+
+Seed = Annotated[
+    int, typer.Option(help="Seed of sampled text.", rich_help_panel=_SAMPLING, callback=_in_range)
+]
 
 Prompts = Annotated[
     Path | None,

@@ -1,4 +1,4 @@
-"""`selfspec tune`: the best exit layer and draft length for each workload, kept where `wrap` finds them."""
+"""`selfspec tune`: the best way to draft for each workload, kept where `wrap` finds it."""
 
 from __future__ import annotations
 
@@ -46,6 +46,22 @@ def command(
     check: Annotated[
         int, typer.Option(min=0, help="Prompts on which the prediction is compared with real runs.")
     ] = 4,
+    draft: Annotated[
+        str,
+        typer.Option(
+            help="What to choose from: auto is early exits and, where it pays, a low-bit view; low_bit makes "
+            "the view in any case; early_exit never does."
+        ),
+    ] = "auto",
+    draft_memory: options.DraftMemory = None,
+    siblings: Annotated[
+        bool | None,
+        typer.Option(
+            help="Whether calls may draft second choices beside a chain. [default: in float32, where that "
+            "cannot flip a near-tie]",
+            show_default=False,
+        ),
+    ] = None,
     max_latency_ms: Annotated[
         float | None, typer.Option(help="Longest wait for one token, in milliseconds.")
     ] = None,
@@ -61,16 +77,18 @@ def command(
     device: options.Device = "auto",
     threads: options.Threads = None,
 ) -> None:
-    """Record each workload once, time a few rounds, and choose the fastest setting.
+    """Record each workload once, time a few rounds, and choose how to draft: with which layers, and how far.
 
     Example: `selfspec tune --prompts code.jsonl --workload code --prompts chat.jsonl --workload chat`
     """
     from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
     from selfspec.cli.loading import load
+    from selfspec.config import SpeculationConfig
     from selfspec.files import prepare_folder
     from selfspec.tuning.options import TuneOptions
     from selfspec.tuning.prediction import Limits
     from selfspec.tuning.tune import tune
+    from selfspec.wrapping import wrap
 
     files = prompts or [bundled_prompts()]
     names = _names(files, workload, prompts is None)
@@ -80,18 +98,25 @@ def command(
         batch=batch,
         limits=Limits(seconds_per_token=latency, bytes=_bytes(max_memory)),
         seed=seed,
+        siblings=siblings,
         generate_arguments=_sampling(temperature),
     )
+    settings: dict[str, Any] = {"draft": draft, "draft_memory": draft_memory, "profile": []}
+    if SpeculationConfig.of(**settings).against_profiles not in ("", "draft='low_bit'"):
+        raise UserError(
+            f"draft={draft!r}: a profile drafts with layers; allowed are auto, early_exit, low_bit"
+        )
     texts = [read_prompts(file) for file in files]
     prepare_folder(output)
     loaded = load(model, dtype, device, threads)
     targets = _targets(out, names, loaded.model)
+    view = wrap(loaded.model, **settings).speculation.view
     results: Results = []
     with progress_bar(not as_json) as advance:
         for name, group, target in zip(names, texts, targets, strict=True):
             ids = tokenized(loaded.tokenizer, group, prompt_tokens, limit)
-            tuned = tune(loaded.model, ids, workload=name, advance=advance, **vars(asked))
-            results.append((tuned, _checked(loaded.model, tuned, check, advance)))
+            tuned = tune(loaded.model, ids, workload=name, view=view, advance=advance, **vars(asked))
+            results.append((tuned, _checked(tuned, check, advance)))
             _save(results, target, output)
     _present(results, output, as_json)
 
@@ -140,7 +165,7 @@ def _bytes(max_memory: str | None) -> int | None:
         raise UserError(str(error).replace("draft_memory", "--max-memory")) from error
 
 
-def _checked(model: Any, tuned: Tuned, count: int, advance: Any) -> list[Comparison]:
+def _checked(tuned: Tuned, count: int, advance: Any) -> list[Comparison]:
     """The chosen setting, AR and a few others, predicted and measured on the first prompts."""
     from selfspec.tuning.replay import Setting
     from selfspec.tuning.validate import compare
@@ -151,18 +176,19 @@ def _checked(model: Any, tuned: Tuned, count: int, advance: Any) -> list[Compari
     if not count:
         return []
     ranked = sorted(tuned.found.surface, key=lambda cell: -cell[2])
-    others = [Setting(e, k) for e, k, _ in ranked[:: max(len(ranked) // 4, 1)][:4]]
+    others = [Setting.by(arm, k) for arm, k, _ in ranked[:: max(len(ranked) // 4, 1)][:4]]
+    # The fastest chain of each kind as well: what was chosen is seen beside what was not.
+    firsts = {arm.low_bit: Setting.by(arm, k) for arm, k, _ in reversed(ranked)}
     chosen, branching = tuned.profile.setting, tuned.found.branching
-    others += [] if branching is None else [branching]
+    others = [*firsts.values(), *others, *([] if branching is None else [branching])]
     return compare(
-        model,
+        tuned.engine,
         tuned.prompts[:count],
         tuned.recording.of_prompts(range(count)),
         tuned.profile.costs,
-        list(dict.fromkeys([chosen, Setting(chosen.exit_layer, 0), *others])),
+        list(dict.fromkeys([chosen, Setting(1, 0), *others])),
         batch=batch,
         repeats=1,
-        deterministic=tuned.options.deterministic,
         generate_arguments=tuned.options.generate_arguments,
         advance=advance,
     )

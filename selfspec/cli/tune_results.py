@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from selfspec.tuning.replay import Setting
     from selfspec.tuning.tune import Tuned
     from selfspec.tuning.validate import Comparison
 
@@ -20,9 +21,11 @@ def as_dict(results: Results) -> dict[str, Any]:
         tuned.profile.workload: {
             "profile": tuned.profile.as_dict(),
             "seconds": dict(tuned.seconds),
-            "surface": tuned.found.surface,
+            "surface": [(a.kind, a.exit_layer, k, rate) for a, k, rate in tuned.found.surface],
             "siblings": _branching(tuned),
-            "agreement": dict(zip(tuned.recording.exits, tuned.recording.agreement, strict=True)),
+            "agreement": {
+                f"{arm.kind} {arm.exit_layer}": share for arm, share in tuned.recording.agreement.items()
+            },
             "calibration": asdict(tuned.calibration),
             "calibration_errors": tuned.calibration_errors,
             "measured": [asdict(c) | {"error": c.error} for c in comparisons],
@@ -42,14 +45,19 @@ def _branching(tuned: Tuned) -> dict[str, Any] | None:
 def better_branching(tuned: Tuned) -> str:
     """What to say where a chain with siblings beside it is predicted to be faster than what was chosen."""
     found = tuned.found
-    if found.branching is None or found.best_branching is None:
+    if found.branching is None or found.best_branching is None or found.setting.siblings > 1:
         return ""
     if found.best_branching.tokens_per_second <= found.best.tokens_per_second:
         return ""
     return (
-        f"{tuned.profile.workload}: {found.branching} promise {found.best_branching.speedup:.2f}x AR; calls "
-        "under a profile draft chains, those of wrap(model, exit_layer=, draft_length=, tree=) need not"
+        f"{tuned.profile.workload}: {found.branching} promise {found.best_branching.speedup:.2f}x AR; in "
+        f"{tuned.profile.identity.dtype} they may flip a near-tie, so only --siblings lets calls draft them"
     )
+
+
+def _drafted(setting: Setting) -> str:
+    """Where the candidates of a setting come from."""
+    return setting.draft if setting.draft_length else "nothing"
 
 
 def table(results: Results) -> Table:
@@ -60,14 +68,16 @@ def table(results: Results) -> Table:
     table.caption = (
         "tokens/s without prefill; interval: bootstrap over prompts; measured: beside its prediction"
     )
-    for title in ("workload", "setting", "tokens/s", "over AR", "acceptance length", "measured", "seconds"):
-        table.add_column(title, justify="left" if title in ("workload", "setting") else "right")
+    texts = ("workload", "draft", "setting")
+    for title in (*texts, "tokens/s", "over AR", "acceptance length", "measured", "seconds"):
+        table.add_column(title, justify="left" if title in texts else "right")
     for tuned, comparisons in results:
         prediction = tuned.profile.prediction
         low, high = prediction.speedup_interval
         first = comparisons[0] if comparisons else None
         table.add_row(
             tuned.profile.workload,
+            _drafted(tuned.profile.setting),
             str(tuned.profile.setting),
             f"{prediction.tokens_per_second:.1f}",
             f"{prediction.speedup:.2f} ({low:.2f}-{high:.2f})",

@@ -5,5 +5,6 @@ from selfspec.drafting.lookup import Lookup
 from selfspec.drafting.low_bit import LowBit
 from selfspec.drafting.model_drafter import ModelDrafter
 from selfspec.drafting.stopping import StopRule
+from selfspec.drafting.switching import Switching
 
-__all__ = ["EarlyExit", "Lookup", "LowBit", "ModelDrafter", "StopRule"]
+__all__ = ["EarlyExit", "Lookup", "LowBit", "ModelDrafter", "StopRule", "Switching"]

@@ -40,7 +40,8 @@ class Auto:
         arms: the ways to draft that are there, none for free drafts alone.
         lengths: K to choose from.
         lookup: free drafts in front of the model's own, None for none.
-        check: whether drafting pays at all, against measured plain rounds; None to draft in any case.
+        check: whether drafting pays at all, against measured plain rounds, and what finding out may cost: an
+            arm that was not seen to pay drafts no further than its budget allows. None to draft in any case.
         stats: of the call: told what was chosen and why.
         branches: whether found tokens join the model's candidates, as a branch of their own in the same pass
             (they take other cache slots than a chain's, see `Tree`).
@@ -63,7 +64,10 @@ class Auto:
     _arm: Arm | None = None
     _length: int = 0
     _chance: float = 0.0
+    _sure: bool = False
+    """Whether what was seen of the arm leaves no doubt that it pays."""
     _drafting: bool = False
+    _remaining: int = 0
     _looked_up: bool = False
     _branched: Branched | None = None
     _rounds: int = 0
@@ -75,6 +79,7 @@ class Auto:
 
     def draft_length(self, remaining: int) -> int:
         """Most tokens of the next draft; 0 where drafting does not pay, or is being compared."""
+        self._remaining = remaining
         self._drafting = remaining > 1 and (self.check is None or self.check.allows())
         return remaining - 1 if self._drafting else 0
 
@@ -92,7 +97,8 @@ class Auto:
         self._looked_up = self._worth(found)
         if self._looked_up:
             return Step(None, max(map(len, tokens)), tokens)
-        return Step(self._arm, min(length, self._length if self._arm is not None else 0), tokens)
+        own = self._longest(length)
+        return Step(self._arm if own else None, own, tokens)
 
     def draft(self, call: Call, length: int) -> Draft:
         """Draft what was found, or by the arm that was chosen."""
@@ -100,13 +106,11 @@ class Auto:
         if self._looked_up and self.lookup is not None:
             return self.lookup.draft_of(call, step.found)
         model = self.plain if step.arm is None else self.arms[step.arm]
-        own = step.length
         if step.arm is not None and model.stop is not None:
             model.stop.least = self._least_chance(step.arm, model.stop)
-            own = min(length, LONGEST_SURE)
         if not self.branches or not any(step.found):
-            return model.draft(call, own)
-        draft = model.draft(call, own, as_columns(step.found, call.rows.sequences.device))
+            return model.draft(call, step.length)
+        draft = model.draft(call, step.length, as_columns(step.found, call.rows.sequences.device))
         self._branched = Branched.of(draft, call.rows)
         return draft
 
@@ -129,12 +133,28 @@ class Auto:
         if arm is not None:
             self._tokens = 0.9 * self._tokens + 0.1 * tokens
             self._seconds = 0.9 * self._seconds + 0.1 * expected
-        if math.isnan(seconds):
-            return
-        ratio = seconds / expected
-        before = self._slowness.get(arm, ratio)
-        # One round may be slow by accident, so a single one moves the estimate little.
-        self._slowness[arm] = 0.8 * before + 0.2 * min(ratio, 2 * before)
+        if not math.isnan(seconds):
+            ratio = seconds / expected
+            before = self._slowness.get(arm, ratio)
+            # One round may be slow by accident, so a single one moves the estimate little.
+            self._slowness[arm] = 0.8 * before + 0.2 * min(ratio, 2 * before)
+        if self.check is not None and arm is not None:
+            self.check.budget.lost += self._plain_rounds(arm, own) - tokens
+
+    def _longest(self, length: int) -> int:
+        """How far the chosen arm may draft, `length` at most."""
+        arm = self._arm
+        if arm is None:
+            return 0
+        length = min(length, self._length if self.arms[arm].stop is None else LONGEST_SURE)
+        if self.check is None or self._sure:
+            return length
+        stakes = {k: self._plain_rounds(arm, k) - 1 for k in self.lengths if 0 < k <= length}
+        return self.check.budget.longest(stakes, self._remaining)
+
+    def _plain_rounds(self, arm: Arm, length: int) -> float:
+        """Plain rounds that take as long as one with `length` drafts."""
+        return self._speed(None, 0, 0.0) / self._speed(arm, length, 0.0)
 
     def _least_chance(self, arm: Arm, stop: MarginStop) -> float:
         """Below this chance that a draft stands so far, another token earns less than time usually does.
@@ -169,6 +189,9 @@ class Auto:
             changed = best[0] != self._arm
             self._arm, self._length = best
             self._chance = chances[self._arm]
+            least = self.knowledge.least_chance(self._arm, self.sampled)
+            sure = max(self._speed(self._arm, k, least) for k in self.lengths if k)
+            self._sure = sure >= LEAST_GAIN * plain
             if changed:
                 self._tokens = expected_tokens(self._chance, self._length)
                 self._seconds = self.knowledge.round_seconds(*best, self.rows, self.shapes)

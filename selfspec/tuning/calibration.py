@@ -1,4 +1,4 @@
-"""How far an exit's confidence can be believed, by draft position; the stop rule that follows from costs."""
+"""How far an arm's confidence can be believed, by draft position; the stop rule that follows from costs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from selfspec.drafting.stopping import StopRule
+from selfspec.round import Arm
 from selfspec.tuning.lengths import run_lengths
 from selfspec.tuning.recording import Recording
 
@@ -24,9 +25,9 @@ _LEAST_SAMPLES = 50
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of one exit layer."""
+    """Of one arm."""
 
-    exit_layer: int
+    arm: Arm
     temperatures: tuple[float, ...]
     """By draft position: a token of confidence p stands with chance
     sigmoid(logit(p) / temperature + shift)."""
@@ -51,35 +52,36 @@ def tempered(confidence: Tensor, temperature: float, shift: float = 0.0) -> Tens
     return torch.sigmoid(torch.logit(confidence.double(), eps=1e-6) / temperature + shift)
 
 
-def calibrate(recording: Recording, exit_layer: int, positions: int = 8) -> Calibration:
-    """Temperature and shift per draft position that minimise the calibration error there.
+def calibrate(recording: Recording, arm: Arm, positions: int = 8) -> Calibration:
+    """Temperature and shift per draft position of an arm that minimise the calibration error there.
 
     Position j is fitted on the drafts whose first j tokens stand: on those alone the recording holds the
     draft's own confidence. A product of factors, each calibrated given the ones before it, is calibrated.
     """
-    e = recording.index_of(exit_layer)
-    confidence, right, inside = recording.confidence[e], recording.right[e], recording.inside
+    right, inside = recording.right(arm), recording.inside
     run = run_lengths(right)[:, :-1]
     fits: list[tuple[float, float]] = []
     acceptance: list[float] = []
-    for j in range(min(positions, recording.max_new_tokens)):
+    last = min(positions, recording.max_new_tokens, recording.longest(arm) or positions)
+    for j in range(last):
         width = recording.max_new_tokens - j
         reached = (run[:, :width] >= j) & inside[:, j:]
-        stated, stood = confidence[:, j:][reached], right[:, j:][reached]
+        _, confidence = recording.of(arm).at(j)
+        stated, stood = confidence[:, j:][reached], right[min(j, len(right) - 1)][:, j:][reached]
         if len(stated) < _LEAST_SAMPLES and fits:
             break
         fits.append(min(_GRID, key=lambda fit: calibration_error(tempered(stated, *fit), stood)))
         acceptance.append(float(stood.double().mean()) if len(stood) else 0.0)
     return Calibration(
-        exit_layer,
+        arm,
         tuple(temperature for temperature, _ in fits),
         tuple(shift for _, shift in fits),
         tuple(acceptance),
-        reliability(confidence[inside], right[inside]),
+        reliability(recording.of(arm).at(0)[1][inside], right[0][inside]),
     )
 
 
-def held_out_errors(recording: Recording, exit_layer: int) -> tuple[float, float]:
+def held_out_errors(recording: Recording, arm: Arm) -> tuple[float, float]:
     """ECE of the running product of confidences as they are, and calibrated on other prompts.
 
     Each half of the prompts is judged by what was fitted on the other; one prompt alone by itself.
@@ -88,25 +90,24 @@ def held_out_errors(recording: Recording, exit_layer: int) -> tuple[float, float
     halves = [recording.of_prompts(prompts[i::2] or prompts) for i in range(2)]
     raw, calibrated = [], []
     for judged, other in (halves, halves[::-1]):
-        found = calibrate(other, exit_layer)
+        found = calibrate(other, arm)
         fits = list(zip(found.temperatures, found.shifts, strict=True))
-        raw.append(_product_error(judged, exit_layer, [(1.0, 0.0)] * len(fits)))
-        calibrated.append(_product_error(judged, exit_layer, fits))
+        raw.append(_product_error(judged, arm, [(1.0, 0.0)] * len(fits)))
+        calibrated.append(_product_error(judged, arm, fits))
     return sum(raw) / 2, sum(calibrated) / 2
 
 
-def _product_error(recording: Recording, exit_layer: int, fits: Sequence[tuple[float, float]]) -> float:
+def _product_error(recording: Recording, arm: Arm, fits: Sequence[tuple[float, float]]) -> float:
     """ECE of the chance that drafts of 1, 2, … tokens stand whole, from every position of the texts.
 
     Past a wrong token the confidence along the text stands for the draft's own, which is not recorded.
     """
-    e = recording.index_of(exit_layer)
-    run = run_lengths(recording.right[e])
+    run = run_lengths(recording.right(arm))
     stated, stood = [], []
-    product = torch.ones(recording.confidence[e].shape, dtype=torch.float64)
+    product = torch.ones(recording.inside.shape, dtype=torch.float64)
     for j, fit in enumerate(fits):
         width = recording.max_new_tokens - j
-        product = product[:, :width] * tempered(recording.confidence[e][:, j:], *fit)
+        product = product[:, :width] * tempered(recording.of(arm).at(j)[1][:, j:], *fit)
         inside = recording.inside[:, j:]
         stated.append(product[inside])
         stood.append((run[:, :width] > j)[inside])

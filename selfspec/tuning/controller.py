@@ -1,4 +1,4 @@
-"""During generation: how well the exits draft here and now, and which exit and draft length that asks for.
+"""During generation: how well each arm drafts here and now, and which arm and draft length that asks for.
 
 It begins with what replay found best for the workload and moves as far as the text at hand differs from that.
 Acceptance is estimated from rounds that are over, so nothing here looks at a token about to be drawn: in
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 
+from selfspec.round import Arm
 from selfspec.tuning.cost_table import CostTable, Option
 
 MEMORY = 32.0
@@ -38,13 +39,13 @@ class Plan:
     """Of the next round."""
 
     option: Option
-    watched: int | None = None
+    watched: Arm | None = None
     """Another exit to read on the tokens that this round verifies."""
 
 
 @dataclass
 class Estimate:
-    """Chance that a draft token of one exit stands: exponentially weighted counts."""
+    """Chance that a draft token of one arm stands: exponentially weighted counts."""
 
     prior: float
     hits: float = 0.0
@@ -74,21 +75,22 @@ class Estimate:
 class Controller:
     """Chooses an option before every round.
 
-    A text that is harder for one exit is harder for all: misses of the exits that are looked at, over the
-    misses expected of them, say how far the prior of the others is off.
+    A text that is harder for one arm is harder for all: misses of the arms that are looked at, over the
+    misses expected of them, say how far the prior of the others is off. An early exit can be read on the
+    layers that a round runs anyway. A view cannot: while drafting rests, a draft of one token probes it.
     """
 
     costs: CostTable
-    prior: Mapping[int, float]
+    prior: Mapping[Arm, float]
     option: Option
     """What the profile found best; then the one chosen last."""
     may_watch: bool = True
     """Whether other exits may be read. Not in rejection mode, where choosing a token also notes what it was
     drawn from; there a draft of one token probes now and then."""
-    _estimates: dict[int, Estimate] = field(default_factory=dict)
-    _gains: dict[int, list[tuple[Option, float]]] = field(default_factory=dict)
-    """Exit layer -> its options with what they gain over independent chances."""
-    _reserve: list[int] = field(default_factory=list)
+    _estimates: dict[Arm, Estimate] = field(default_factory=dict)
+    _gains: dict[Arm, list[tuple[Option, float]]] = field(default_factory=dict)
+    """The options of every arm with what they gain over independent chances."""
+    _reserve: list[Arm] = field(default_factory=list)
     _misses: float = 0.0
     _expected: float = 0.0
     _saved: float = 0.0
@@ -98,78 +100,91 @@ class Controller:
     _longest: int = 0
 
     def __post_init__(self) -> None:
-        self._estimates = {e: Estimate(self.prior[e]) for e in self.costs.options}
+        self._estimates = {arm: Estimate(self.prior[arm]) for arm in self.costs.options}
         self._gains = {
-            e: [(option, self._gain(option)) for option in options]
-            for e, options in self.costs.options.items()
+            arm: [(option, self._gain(option)) for option in options]
+            for arm, options in self.costs.options.items()
         }
         self._longest = max(option.draft_length for own in self.costs.options.values() for option in own)
         self._read_seconds = self.costs.read_seconds
         known = sorted(self._estimates)
-        best = {self._fastest(known, drift)[1].exit_layer for drift in _DRIFTS}
+        best = {self._fastest(known, drift)[1].arm for drift in _DRIFTS}
         spread = {known[round(i * (len(known) - 1) / (_SPREAD - 1))] for i in range(_SPREAD)}
-        self._reserve = sorted(best | spread | {self.option.exit_layer})
-        if self.option not in self.costs.options[self.option.exit_layer]:  # outside the limits of this call
-            self.option = self.costs.options[self.option.exit_layer][0]
+        own = self.costs.options.get(self.option.arm, ())
+        self._reserve = sorted(best | spread | ({self.option.arm} if own else set()))
+        if self.option not in own:  # outside the limits of this call, or by a view that is not there
+            self.option = (own or self.costs.options[known[0]])[0]
             self._choose()
 
     def plan(self) -> Plan:
-        """The next round."""
-        if not self.may_watch:
-            return Plan(self._probe())
-        return Plan(self.option, self._next_watched())
+        """The next round: now and then with a look at another arm, in turns and within the budget."""
+        probed = self._probed
+        if self._saved < self._look_seconds:
+            return Plan(self.option)
+        resting = not self.option.draft_length
+        readable = [arm for arm in self._reserve if not arm.low_bit and (arm != self.option.arm or resting)]
+        others = [*(readable if self.may_watch else ()), *probed]
+        if not others:
+            return Plan(self.option)
+        self._turn += 1
+        arm = others[self._turn % len(others)]
+        if arm in probed:
+            self._saved -= self._probe_seconds(arm)
+            return Plan(self.costs.options[arm][1])
+        return Plan(self._chain(), arm)
 
     def tell_round(self, option: Option, accepted: float, rejected: float, seconds: float) -> None:
         """A round ran by `option`: draft tokens that stood and that were replaced, over all rows."""
-        self._saved = min(self._saved + WATCH_BUDGET * seconds, 2 * self._read_seconds)
+        most = 2 * max(self._read_seconds, self._look_seconds)
+        self._saved = min(self._saved + WATCH_BUDGET * seconds, most)
         if accepted + rejected:
             misses = min(rejected * self._misses_told(option), accepted + rejected)
-            self._count(option.exit_layer, accepted + rejected - misses, accepted + rejected)
+            self._count(option.arm, accepted + rejected - misses, accepted + rejected)
         self._choose()
 
-    def tell_watched(self, exit_layer: int, hits: int, trials: int, seconds: float) -> None:
-        """`exit_layer` was read on `trials` verified tokens, agreed on `hits`, and took `seconds`."""
+    def tell_watched(self, arm: Arm, hits: int, trials: int, seconds: float) -> None:
+        """`arm` was read on `trials` verified tokens, agreed on `hits`, and took `seconds`."""
         self._saved -= seconds
         self._read_seconds += (seconds - self._read_seconds) / 2
-        self._count(exit_layer, hits, trials)
+        self._count(arm, hits, trials)
 
     @property
     def drift(self) -> float:
         """Misses over those that the profile expected; above 1 for harder text."""
         return (self._misses + DRIFT_WEIGHT) / (self._expected + DRIFT_WEIGHT)
 
-    def chance(self, exit_layer: int) -> float:
-        """Estimated chance that a draft token of this exit stands."""
-        return self._estimates[exit_layer].chance(self.drift)
+    def chance(self, arm: Arm) -> float:
+        """Estimated chance that a draft token of this arm stands."""
+        return self._estimates[arm].chance(self.drift)
 
-    def _count(self, exit_layer: int, hits: float, trials: float) -> None:
-        estimate = self._estimates[exit_layer]
+    def _count(self, arm: Arm, hits: float, trials: float) -> None:
+        estimate = self._estimates[arm]
         estimate.add(hits, trials)
         kept = math.exp(-trials / MEMORY)
         self._misses = self._misses * kept + trials - hits
         self._expected = self._expected * kept + trials * (1 - estimate.prior)
         for other, unseen in self._estimates.items():
-            if other != exit_layer:
+            if other != arm:
                 unseen.fade(trials)
 
     def _choose(self) -> None:
-        """The fastest option by the present estimates; the exit changes for a clear gain only."""
+        """The fastest option by the present estimates; the arm changes for a clear gain only."""
         drift = self.drift
         speed, option = self._fastest(self._reserve, drift)
-        if option.exit_layer != self.option.exit_layer:
-            stay_speed, stay = self._fastest([self.option.exit_layer], drift)
+        if option.arm != self.option.arm:
+            stay_speed, stay = self._fastest([self.option.arm], drift)
             if speed < SWITCH_GAIN * stay_speed:
                 option = stay
         self.option = option
 
-    def _fastest(self, exits: Sequence[int], drift: float) -> tuple[float, Option]:
-        return max((way for e in exits for way in self._speeds(e, drift)), key=itemgetter(0))
+    def _fastest(self, arms: Sequence[Arm], drift: float) -> tuple[float, Option]:
+        return max((way for arm in arms for way in self._speeds(arm, drift)), key=itemgetter(0))
 
-    def _speeds(self, exit_layer: int, drift: float) -> list[tuple[float, Option]]:
-        """Tokens per second of every option of an exit."""
-        sums = accepted_tokens(self._estimates[exit_layer].chance(drift), self._longest)
+    def _speeds(self, arm: Arm, drift: float) -> list[tuple[float, Option]]:
+        """Tokens per second of every option of an arm."""
+        sums = accepted_tokens(self._estimates[arm].chance(drift), self._longest)
         found = []
-        for option, gain in self._gains[exit_layer]:
+        for option, gain in self._gains[arm]:
             tokens = min(1 + sums[option.draft_length] * gain, option.draft_length + 1)
             # Where a stop rule ends drafts, a round is as long as what stands of it.
             seconds = option.least_seconds + option.seconds_per_token * tokens
@@ -178,7 +193,7 @@ class Controller:
 
     def _gain(self, option: Option) -> float:
         """Accepted tokens as replayed over those of independent chances: text comes in hard and easy runs."""
-        expected = accepted_tokens(self.prior[option.exit_layer], option.draft_length)[-1]
+        expected = accepted_tokens(self.prior[option.arm], option.draft_length)[-1]
         return (option.tokens - 1) / expected if expected else 1.0
 
     def _misses_told(self, option: Option) -> float:
@@ -186,29 +201,34 @@ class Controller:
         trials = option.tokens - 1 + option.rejected
         if not option.rejected or not trials:
             return 1.0
-        return (1 - self.prior[option.exit_layer]) * trials / option.rejected
+        return (1 - self.prior[option.arm]) * trials / option.rejected
 
-    def _next_watched(self) -> int | None:
-        """Which exit to read now: in turns, within the budget; while resting also the one that drafted."""
-        if self._saved < self._read_seconds:
-            return None
-        resting = not self.option.draft_length
-        others = [e for e in self._reserve if e != self.option.exit_layer or resting]
-        if not others:
-            return None
-        self._turn += 1
-        return others[self._turn % len(others)]
+    @property
+    def _probed(self) -> list[Arm]:
+        """While nothing is drafted, the arms that only a draft tells of: those of a view, and without
+        reading the one that has drafted."""
+        if self.option.draft_length:
+            return []
+        arms = [arm for arm in self._reserve if arm.low_bit] if self.may_watch else [self.option.arm]
+        return [arm for arm in arms if len(self.costs.options[arm]) > 1]
 
-    def _probe(self) -> Option:
-        """The option; while it rests, now and then a draft of one token, within the budget."""
-        options = self.costs.options[self.option.exit_layer]
-        if self.option.draft_length or len(options) < 2:
+    @property
+    def _look_seconds(self) -> float:
+        """What has to be saved before another look, the dearest of those that may come now."""
+        reading = self._read_seconds if self.may_watch else 0.0
+        return max(reading, *map(self._probe_seconds, self._probed), 0.0)
+
+    def _probe_seconds(self, arm: Arm) -> float:
+        """What a draft of one token adds to a round."""
+        plain, shortest = self.costs.options[arm][:2]
+        return shortest.seconds - plain.seconds
+
+    def _chain(self) -> Option:
+        """The option, or in place of siblings a chain of the same length: beside that exits are read."""
+        if self.option.siblings == 1:
             return self.option
-        self._read_seconds = options[1].seconds - options[0].seconds
-        if self._saved < self._read_seconds:
-            return self.option
-        self._saved -= self._read_seconds
-        return options[1]
+        chains = [o for o in self.costs.options[self.option.arm] if o.siblings == 1 and not o.ruled]
+        return next((o for o in chains if o.draft_length == self.option.draft_length), chains[0])
 
 
 def accepted_tokens(chance: float, longest: int) -> list[float]:

@@ -1,7 +1,9 @@
-"""What a round of early exit drafts costs: a linear model of its parts (`fitting` fits it to timed rounds).
+"""What a round of drafts costs: a linear model of its parts (`fitting` fits it to timed rounds).
 
 A round of K drafts at exit layer E runs K exit heads and (K + 1) E layers one token wide, then L - E layers
-and the head m = K + 1 tokens wide (padded to a safe width). Time per layer grows with the keys that it reads.
+and the head m = K + 1 tokens wide (padded to a safe width). By a low-bit view it runs K E layers and K heads
+of the view one token wide, at a price of their own, then all L layers. Time per layer grows with the keys
+that it reads.
 
 For the tuner, which keeps it in the profile, residuals included. `costs` is for draft="auto": single
 passes, timed within the time that wrapping takes.
@@ -23,33 +25,6 @@ SIBLING_TERMS = ("branching round", "early layer and leaf")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One kind of round."""
-
-    exit_layer: int
-    draft_length: int
-    checked: bool = False
-    """Whether a stop rule looks at every draft token."""
-    context: int = 0
-    """Tokens that prompts are lengthened to; 0: as they are."""
-    siblings: int = 1
-    """Candidates at every depth, see `Setting.siblings`."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One kind of round as it was timed: medians of `count` rounds."""
-
-    cell: Cell
-    rows: int
-    context: float
-    """Mean of the cached tokens, of the longest row."""
-    draft_seconds: float
-    round_seconds: float
-    count: int
-
-
-@dataclass(frozen=True)
 class Fit:
     """Coefficients in seconds at one batch size."""
 
@@ -60,10 +35,13 @@ class Fit:
     """One for each of REST_TERMS."""
     siblings: tuple[float, ...] = ()
     """One for each of SIBLING_TERMS; empty where none were timed."""
+    view: tuple[float, ...] = ()
+    """One for each of DRAFT_TERMS, of drafts by the low-bit view; empty where none were timed."""
 
     def __post_init__(self) -> None:
         for terms, values in (
             (DRAFT_TERMS, self.draft),
+            (DRAFT_TERMS, self.view or self.draft),
             (REST_TERMS, self.rest),
             (SIBLING_TERMS, self.siblings or (0.0, 0.0)),
         ):
@@ -114,24 +92,34 @@ class CostModel:
         context: Tensor | float = 256,
         checked: Tensor | bool = False,
         siblings: Tensor | float = 1,
+        low_bit: Tensor | bool = False,
     ) -> Tensor:
-        """Seconds of a round with `steps` draft steps (a mean may be fractional); arguments broadcast."""
+        """Seconds of a round with `steps` draft steps (a mean may be fractional); arguments broadcast.
+
+        Infinite for drafts by a view that was not timed.
+        """
         below = max(
             (fit for fit in self.fits if fit.rows <= rows), key=lambda f: f.rows, default=self.fits[0]
         )
         above = min(
             (fit for fit in self.fits if fit.rows >= rows), key=lambda f: f.rows, default=self.fits[-1]
         )
-        low = self._at(below, exit_layer, steps, context, checked, siblings)
+        what = _broadcast(exit_layer, steps, context, checked, siblings, low_bit)
+        low = self._at(below, *what)
         if above.rows == below.rows:
             return low
-        high = self._at(above, exit_layer, steps, context, checked, siblings)
+        high = self._at(above, *what)
         return low + (high - low) * (rows - below.rows) / (above.rows - below.rows)
 
     @property
     def knows_siblings(self) -> bool:
         """Whether rounds with siblings were timed."""
         return all(fit.siblings for fit in self.fits)
+
+    @property
+    def knows_view(self) -> bool:
+        """Whether rounds by a low-bit view were timed."""
+        return all(fit.view for fit in self.fits)
 
     @property
     def most_columns(self) -> int:
@@ -151,41 +139,30 @@ class CostModel:
     def from_dict(cls, data: dict[str, Any]) -> CostModel:
         """The inverse of `as_dict`."""
         fits = tuple(
-            Fit(f["rows"], tuple(f["draft"]), tuple(f["rest"]), tuple(f.get("siblings", ())))
+            Fit(f["rows"], *(tuple(f[name]) for name in ("draft", "rest", "siblings", "view")))
             for f in data["fits"]
         )
         widths = tuple((rows, tuple(table)) for rows, table in data["widths"])
         return cls(**{**data, "fits": fits, "widths": widths, "contexts": tuple(data["contexts"])})
 
-    def _at(
-        self,
-        fit: Fit,
-        exit_layer: Tensor | float,
-        steps: Tensor | float,
-        context: Tensor | float,
-        checked: Tensor | bool,
-        siblings: Tensor | float,
-    ) -> Tensor:
-        e, k, t, c, w = torch.broadcast_tensors(
-            *(
-                torch.as_tensor(x, dtype=torch.float64)
-                for x in (exit_layer, steps, context, checked, siblings)
-            )
-        )
+    def _at(self, fit: Fit, e: Tensor, k: Tensor, t: Tensor, c: Tensor, w: Tensor, v: Tensor) -> Tensor:
         keys = (t / self.key_quantum).ceil() * self.key_quantum
-        width = self._width(fit.rows, k * w)
-        draft, rest = terms_of(e, k, width, keys, c, self.n_layers)
-        seconds = draft @ torch.tensor(fit.draft, dtype=torch.float64)
-        seconds = seconds + rest @ torch.tensor(fit.rest, dtype=torch.float64)
+        draft, rest = terms_of(e, k, self._width(fit.rows, k * w), keys, c, v, self.n_layers)
+        own, after = (torch.tensor(values, dtype=torch.float64) for values in (fit.draft, fit.rest))
+        by_view = draft @ torch.tensor(fit.view, dtype=torch.float64) if fit.view else math.inf
+        seconds = torch.where(v > 0, by_view, draft @ own) + rest @ after
         if not fit.siblings:
             return seconds
         siblings_seconds = torch.tensor(fit.siblings, dtype=torch.float64)
-        return seconds + self.sibling_terms(fit.rows, e, k, w) @ siblings_seconds
+        return seconds + self.sibling_terms(fit.rows, exact_layers(e, v), k, w) @ siblings_seconds
 
     def sibling_terms(self, rows: int, e: Tensor, k: Tensor, siblings: Tensor) -> Tensor:
         """What each coefficient of SIBLING_TERMS is multiplied with, [..., SIBLING_TERMS]; 0 for chains.
 
         All leaves run through the early layers together, where a chain runs its last token alone.
+
+        Args:
+            e: layers that the draft runs in the model's own weights.
         """
         branching = ((siblings > 1) & (k > 0)).double()
         leaves = self._width(rows, k * (siblings - 1)) - self._width(rows, torch.zeros_like(k))
@@ -199,29 +176,21 @@ class CostModel:
         return table[below + 1] * (1 - share) + table[(below + 2).clamp(max=len(table) - 1)] * share
 
 
-def default_cells(n_layers: int, longest: int, long_context: int = 0, trees: bool = True) -> list[Cell]:
-    """Cells that span exits and draft lengths, a few with a stop rule, with siblings, and at a long context.
-
-    Long drafts from a late exit take the most time and are never chosen: such exits get short ones only.
-    """
-    lengths = sorted({0, min(1, longest), min(2, longest), longest // 2, longest})
-    shallow = sorted({1, max(1, n_layers // 4), max(1, n_layers // 2)})
-    cells = [Cell(e, k) for e in shallow for k in lengths]
-    if n_layers - 1 not in shallow:
-        cells += [Cell(n_layers - 1, k) for k in lengths[:3]]
-    cells += [Cell(e, k, checked=True) for e in shallow[:2] for k in {max(lengths)} - {0}]
-    if trees and longest > 1:
-        last, middle = shallow[:2][-1], min(longest // 2, 8)
-        cells += [Cell(1, middle, siblings=2), Cell(last, middle, siblings=3), Cell(last, 2, siblings=4)]
-    ends = {0, max(lengths)} if long_context else set()
-    return cells + [Cell(e, k, context=long_context) for e in {1, shallow[-1]} for k in sorted(ends)]
+def exact_layers(e: Tensor, low_bit: Tensor) -> Tensor:
+    """Layers that a draft at exit layer E runs in the model's own weights: none by a view."""
+    return torch.where(low_bit > 0, torch.zeros_like(e), e)
 
 
 def terms_of(
-    e: Tensor, k: Tensor, width: Tensor, keys: Tensor, checked: Tensor, n_layers: int
+    e: Tensor, k: Tensor, width: Tensor, keys: Tensor, checked: Tensor, low_bit: Tensor, n_layers: int
 ) -> tuple[Tensor, Tensor]:
     """What each coefficient is multiplied with, [..., DRAFT_TERMS] and [..., REST_TERMS]."""
-    one, early, late, thousands = torch.ones_like(k), (k + 1) * e, n_layers - e, keys / 1000
+    one, late, thousands = torch.ones_like(k), n_layers - exact_layers(e, low_bit), keys / 1000
+    early = torch.where(low_bit > 0, k, k + 1) * e
     draft = torch.stack([one, k, early, k * checked, early * thousands], dim=-1)
     rest = torch.stack([one, width, late, late * width, late * thousands], dim=-1)
     return draft, rest
+
+
+def _broadcast(*values: Tensor | float) -> tuple[Tensor, ...]:
+    return torch.broadcast_tensors(*(torch.as_tensor(value, dtype=torch.float64) for value in values))

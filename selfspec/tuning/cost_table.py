@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
+from selfspec.round import Arm
 from selfspec.tuning.profile import Profile
 
 
@@ -14,7 +16,7 @@ from selfspec.tuning.profile import Profile
 class Option:
     """One way to run a round."""
 
-    exit_layer: int
+    arm: Arm
     draft_length: int
     seconds: float
     tokens: float
@@ -26,6 +28,8 @@ class Option:
     least_seconds: float = 0.0
     """What a round takes besides `seconds_per_token` committed; 0: `seconds`, whatever it commits."""
     seconds_per_token: float = 0.0
+    siblings: int = 1
+    """Candidates at every depth."""
 
     def __post_init__(self) -> None:
         if not self.least_seconds:
@@ -36,38 +40,53 @@ class Option:
 class CostTable:
     """The options within a profile's limits at one batch size and context."""
 
-    options: Mapping[int, Sequence[Option]]
-    """By exit layer; the first of each drafts nothing."""
+    options: Mapping[Arm, Sequence[Option]]
+    """The first of each arm drafts nothing."""
     read_seconds: float
     """First guess of the seconds of reading one exit."""
 
     @classmethod
     def of(cls, profile: Profile, rows: int, context: float, longest_context: float) -> CostTable:
         """Read off the costs of a profile: at `context` to choose by, at the longest for its limits."""
-        exits, costs = sorted(profile.acceptance), profile.costs
-        lengths = torch.arange(profile.longest + 1, dtype=torch.float64)
-        at = torch.tensor(exits, dtype=torch.float64)[:, None]
-        seconds = costs.round_seconds(at, lengths, rows=rows, context=context).tolist()
-        worst = costs.round_seconds(at, lengths, rows=rows, context=longest_context).tolist()
-        # Without drafts the exit layer makes no difference but what the fit leaves over.
-        plain = sum(row[0] for row in seconds) / len(seconds)
+        costs, arms = profile.costs, sorted(profile.acceptance)
+        # Without drafts the arm makes no difference but what the fit leaves over.
+        exits = torch.tensor([arm.exit_layer for arm in arms if not arm.low_bit], dtype=torch.float64)
+        plain = float(costs.round_seconds(exits, 0, rows=rows, context=context).mean())
         options = {
-            e: [Option(e, 0, plain, 1.0, 0.0)]
-            + [
-                Option(e, k, seconds[i][k], *_outcome(profile.tokens[e], k))
-                for k in range(1, profile.longest + 1)
-                if profile.limits.allow(worst[i][k], rows * (k + 1) * profile.column_bytes)
-            ]
-            for i, e in enumerate(exits)
+            arm: [Option(arm, 0, plain, 1.0, 0.0), *_chains(profile, arm, rows, context, longest_context)]
+            for arm in arms
         }
-        ruled = _ruled(profile, rows, context, longest_context)
-        options[profile.setting.exit_layer] += ruled
+        options[profile.setting.arm] += _own(profile, rows, context, longest_context)
         return cls(options, max(costs.step_seconds, plain / costs.n_layers))
 
-    def without_rules(self) -> CostTable:
-        """The options whose drafts are as long as they were decided to be."""
-        options = {e: [o for o in own if not o.ruled] for e, own in self.options.items()}
-        return replace(self, options=options)
+    def of_arms(self, arms: Collection[Arm]) -> CostTable:
+        """The options of some of the arms."""
+        return replace(self, options={arm: own for arm, own in self.options.items() if arm in arms})
+
+    def without(self, *, rules: bool = False, siblings: bool = False) -> CostTable:
+        """The options whose drafts no rule ends on the way, or that are chains."""
+
+        def kept(option: Option) -> bool:
+            return not (rules and option.ruled) and not (siblings and option.siblings > 1)
+
+        return replace(self, options={arm: list(filter(kept, own)) for arm, own in self.options.items()})
+
+
+def _chains(profile: Profile, arm: Arm, rows: int, context: float, longest_context: float) -> list[Option]:
+    """The chains of an arm within the limits."""
+    tokens = profile.tokens[arm]
+    lengths = torch.arange(len(tokens), dtype=torch.float64)
+    seconds, worst = (
+        profile.costs.round_seconds(
+            arm.exit_layer, lengths, rows=rows, context=at, low_bit=arm.low_bit
+        ).tolist()
+        for at in (context, longest_context)
+    )
+    return [
+        Option(arm, k, seconds[k], *_outcome(tokens, k))
+        for k in range(1, len(tokens))
+        if profile.limits.allow(worst[k], rows * (k + 1) * profile.column_bytes)
+    ]
 
 
 def _outcome(tokens: Sequence[float], k: int) -> tuple[float, float]:
@@ -75,18 +94,37 @@ def _outcome(tokens: Sequence[float], k: int) -> tuple[float, float]:
     return tokens[k], min(max(1 - (tokens[k] - tokens[k - 1]), 0.0), 1.0)
 
 
-def _ruled(profile: Profile, rows: int, context: float, longest_context: float) -> list[Option]:
-    """The profile's own setting, where it has a stop rule and is within limits."""
-    setting = profile.setting
-    if setting.rule is None or not setting.draft_length:
+def _own(profile: Profile, rows: int, context: float, longest_context: float) -> list[Option]:
+    """The profile's own setting, where it is more than a chain of some length and is within limits."""
+    setting, found = profile.setting, profile.prediction
+    ruled = setting.rule is not None
+    if not setting.draft_length or not (ruled or setting.siblings > 1):
         return []
-    e, k = setting.exit_layer, setting.draft_length
-    worst = float(profile.costs.round_seconds(e, k, rows=rows, context=longest_context, checked=True))
-    if not profile.limits.allow(worst, rows * (k + 1) * profile.column_bytes):
+    cost = partial(
+        profile.costs.round_seconds,
+        setting.exit_layer,
+        rows=rows,
+        checked=ruled,
+        siblings=setting.siblings,
+        low_bit=setting.arm.low_bit,
+    )
+    worst = float(cost(setting.draft_length, context=longest_context))
+    if not profile.limits.allow(worst, rows * (setting.candidates + 1) * profile.column_bytes):
         return []
-    steps = min(profile.prediction.steps, k)
-    at = torch.tensor([0.0, steps], dtype=torch.float64)
-    least, mean = profile.costs.round_seconds(e, at, rows=rows, context=context, checked=True).tolist()
-    found = profile.prediction
-    each = (mean - least) / found.acceptance_length
-    return [Option(e, k, mean, found.acceptance_length, found.rejected, True, least, each)]
+    steps = min(found.steps, setting.draft_length)
+    least, mean = cost(torch.tensor([0.0, steps], dtype=torch.float64), context=context).tolist()
+    # Where a rule ends drafts, a round is as long as what stands of it.
+    each = (mean - least) / found.acceptance_length if ruled else 0.0
+    return [
+        Option(
+            setting.arm,
+            setting.draft_length,
+            mean,
+            found.acceptance_length,
+            found.rejected,
+            ruled,
+            least if ruled else mean,
+            each,
+            setting.siblings,
+        )
+    ]

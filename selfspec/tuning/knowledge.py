@@ -25,8 +25,6 @@ _ROUNDING = {4: 0.9, 8: 0.98}
 """Agreement of the whole model in few bits with itself, before it was tried."""
 _ENOUGH = 2 * SAMPLES
 _HIGHEST = 0.98
-_READ_WEIGHT = 16.0
-"""Draft tokens that prompts and rounding count for."""
 
 
 @dataclass
@@ -118,7 +116,7 @@ class Knowledge:
         arms = list(arms)
         misses = {arm: 1 - self._expected(arm) for arm in arms}
         tried = {arm: self.tally(arm, sampled) for arm in arms}
-        weight = max(_READ_WEIGHT, float(self.samples))
+        weight = max(16.0, float(self.samples))
         found = sum(t.tested - t.accepted for t in tried.values())
         expected = sum(misses[arm] * t.tested for arm, t in tried.items())
         usual = max(misses.values(), default=0.0)
@@ -126,20 +124,21 @@ class Knowledge:
         chances = {}
         for arm, t in tried.items():
             prior = 1 - misses[arm] * easier
-            counted = (prior * _READ_WEIGHT + t.accepted) / (_READ_WEIGHT + t.tested)
-            chances[arm] = min(max(counted, 0.0), _HIGHEST)
+            chances[arm] = min(max((prior * 16 + t.accepted) / (16 + t.tested), 0.0), _HIGHEST)
         return chances
 
-    def least_chance(self, arm: Arm, sampled: bool, chance: float) -> float:
-        """What an arm's chance is at least, as sure as two standard errors are, by what was seen of it.
+    def least_chance(self, arm: Arm, sampled: bool) -> float:
+        """What an arm's chance is at least, by what was seen of it alone and with three standard errors.
 
-        Agresti and Coull (1998): two hits and two misses are added, so that nothing seen is 0.
+        Agresti and Coull (1998): two hits and two misses are added, so that nothing seen is 0. What exits
+        said along prompts is seen, too; what rounding promises is not.
         """
-        seen = self.tally(arm, sampled).tested
-        if not arm.low_bit:  # what exits said along prompts counts as it does in `chances`
-            seen += min(self.samples, _READ_WEIGHT)
-        middle = (chance * seen + 2) / (seen + 4)
-        return max(0.0, middle - 2 * math.sqrt(middle * (1 - middle) / (seen + 4)))
+        tally = self.tally(arm, sampled)
+        read = min(self.samples, SAMPLES) if not arm.low_bit else 0
+        hits = tally.accepted + (read * self.agreement.get(arm.exit_layer, 0) / self.samples if read else 0.0)
+        seen = tally.tested + read + 4
+        share = (hits + 2) / seen
+        return max(0.0, share - 3 * math.sqrt(share * (1 - share) / seen))
 
     def round_seconds(self, arm: Arm | None, length: int, rows: int, shapes: ShapePlan) -> float:
         """Seconds of a round with `length` drafts by `arm` (None: a plain round)."""

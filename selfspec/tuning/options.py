@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from selfspec.config import MAX_DRAFT_LENGTH
 from selfspec.tuning.prediction import Limits
 from selfspec.tuning.search import LONGEST
@@ -35,6 +37,11 @@ class TuneOptions:
     deterministic: bool = True
     repeats: int = 5
     """Times that every kind of round is timed."""
+    siblings: bool | None = None
+    """Whether calls may draft second choices beside a chain. None: where that cannot flip a near-tie, in
+    float32 and where `deterministic` is off anyway. Rounds on a device never do."""
+    graph_memory: int | str = "2GiB"
+    """As in `SpeculationConfig`: on a device rounds are timed as its calls run them."""
     generate_arguments: Mapping[str, Any] = field(default_factory=dict)
     """The workload's sampling, such as do_sample and temperature (default: greedy); a profile names them, so
     they are what JSON can hold."""
@@ -53,6 +60,8 @@ class TuneOptions:
                 raise ValueError(f"{name}={value!r}: allowed is a whole number, {allowed}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"seed={self.seed!r}: allowed is a whole number")
+        if self.siblings not in (None, True, False):
+            raise ValueError(f"siblings={self.siblings!r}: allowed are True, False and None")
         if not isinstance(self.limits, Limits):
             raise ValueError(f"limits={self.limits!r}: allowed is selfspec.tuning.prediction.Limits(...)")
         self._check_arguments()
@@ -75,8 +84,7 @@ class TuneOptions:
                     "numbers, texts, and lists of them"
                 ) from error
 
-    @property
-    def measuring(self) -> dict[str, Any]:
-        """What recording and timing have in common."""
-        names = ("max_new_tokens", "deterministic", "generate_arguments")
-        return {name: getattr(self, name) for name in names}
+    def may_branch(self, dtype: torch.dtype) -> bool:
+        """Whether calls of a model of this dtype may draft siblings."""
+        harmless = dtype == torch.float32 or not self.deterministic
+        return harmless if self.siblings is None else self.siblings

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from selfspec.benchmarking.render import new_figure, png
+from selfspec.round import Arm
 from selfspec.tuning.tune import Tuned
 from selfspec.tuning.validate import Comparison
 
@@ -26,30 +27,35 @@ def plot(tuned: Tuned, comparisons: Sequence[Comparison] = ()) -> bytes:
 
 
 def surface(axes: Any, tuned: Tuned) -> None:
-    """Predicted speed over AR by exit layer and draft length, with the chosen point."""
+    """Predicted speed over AR by arm and draft length, with the chosen point."""
     plain = tuned.found.plain.tokens_per_second
-    exits = sorted({e for e, _, _ in tuned.found.surface})
+    arms = _in_order(arm for arm, _, _ in tuned.found.surface)
     lengths = sorted({k for _, k, _ in tuned.found.surface})
-    speed = {(e, k): rate / plain for e, k, rate in tuned.found.surface}
-    grid = [[speed.get((e, k), float("nan")) for k in lengths] for e in exits]
-    if not exits:
+    speed = {(arm, k): rate / plain for arm, k, rate in tuned.found.surface}
+    grid = [[speed.get((arm, k), float("nan")) for k in lengths] for arm in arms]
+    if not arms:
         axes.text(0.5, 0.5, "no setting within the limits", ha="center")
         return
     image = axes.imshow(grid, aspect="auto", origin="lower", cmap="viridis")
     axes.figure.colorbar(image, ax=axes, label="predicted speed, times AR")
     axes.set_xticks(range(len(lengths)), [str(k) for k in lengths])
-    axes.set_yticks(range(len(exits)), [str(e) for e in exits])
+    axes.set_yticks(range(len(arms)), [_short(arm) for arm in arms])
     chosen = tuned.profile.setting
-    if chosen.draft_length in lengths:
-        place = lengths.index(chosen.draft_length), exits.index(chosen.exit_layer)
+    if chosen.draft_length in lengths and chosen.arm in arms:
+        place = lengths.index(chosen.draft_length), arms.index(chosen.arm)
         axes.plot(*place, marker="*", markersize=16, color="red")
     axes.set(xlabel="draft length K", ylabel="exit layer E", title="speed surface")
 
 
 def agreement(axes: Any, tuned: Tuned) -> None:
-    """How often each exit chooses what the target chooses."""
-    axes.plot(tuned.recording.exits, tuned.recording.agreement, "o-")
-    axes.axvline(tuned.profile.setting.exit_layer, color="red", linewidth=0.8)
+    """How often each arm chooses what the target chooses."""
+    found, chosen = tuned.recording.agreement, tuned.profile.setting.arm
+    for low_bit, label in ((False, "early exit"), (True, "low bit")):
+        own = {arm.exit_layer: share for arm, share in found.items() if arm.low_bit == low_bit}
+        if own:
+            axes.plot(list(own), list(own.values()), "o-", label=label)
+    axes.plot(chosen.exit_layer, found[chosen], marker="*", markersize=14, color="red")
+    axes.legend()
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="exit layer E", ylabel="agreement", ylim=(0, 1.02), title="agreement by exit")
     axes.grid(alpha=0.3)
@@ -60,7 +66,7 @@ def by_position(axes: Any, tuned: Tuned) -> None:
     shares = tuned.calibration.acceptance
     axes.plot(range(1, len(shares) + 1), shares, "o-")
     axes.set(xlabel="draft position", ylabel="acceptance", ylim=(0, 1.02))
-    axes.set_title(f"acceptance by draft position, E = {tuned.profile.setting.exit_layer}")
+    axes.set_title(f"acceptance by draft position, {tuned.profile.setting.arm}")
     axes.grid(alpha=0.3)
 
 
@@ -86,10 +92,18 @@ def against_measured(axes: Any, comparisons: Sequence[Comparison]) -> None:
     axes.plot(ends, ends, color="grey", linewidth=0.8)
     axes.plot(measured, [c.predicted for c in comparisons], "o")
     for c in comparisons:
-        axes.annotate(
-            f"{c.setting.exit_layer}, {c.setting.draft_length}", (c.measured, c.predicted), fontsize=7
-        )
+        label = f"{_short(c.setting.arm)}, {c.setting.draft_length}"
+        axes.annotate(label, (c.measured, c.predicted), fontsize=7)
     axes.grid(alpha=0.3)
+
+
+def _in_order(arms: Iterable[Arm]) -> list[Arm]:
+    """Each arm once: early exits, then those of a view."""
+    return sorted(set(arms), key=lambda arm: (arm.low_bit, arm.exit_layer))
+
+
+def _short(arm: Arm) -> str:
+    return f"{arm.exit_layer} low bit" if arm.low_bit else str(arm.exit_layer)
 
 
 def _summary(tuned: Tuned) -> str:
@@ -98,6 +112,7 @@ def _summary(tuned: Tuned) -> str:
     lines = [
         f"workload           {tuned.profile.workload}",
         f"chosen             {tuned.profile.setting}",
+        f"draft              {tuned.profile.setting.draft}",
         f"predicted          {prediction.tokens_per_second:.1f} tokens/s",
         f"over AR            {prediction.speedup:.2f}x ({low:.2f}-{high:.2f})",
         f"acceptance length  {prediction.acceptance_length:.2f}",

@@ -83,8 +83,14 @@ class Prediction:
 def predict(
     recording: Recording, costs: CostModel, settings: Sequence[Setting], batch: int = 1
 ) -> list[Prediction]:
-    """Speed and acceptance of each setting, with intervals by bootstrap over prompts (batches of them)."""
-    plain = Setting(recording.exits[0], 0)
+    """Speed and acceptance of each setting, with intervals by bootstrap over prompts (batches of them).
+
+    Raises:
+        ValueError: a setting drafts a static tree: `replay` tells its rounds, but they were not timed.
+    """
+    if any(setting.tree is not None for setting in settings):
+        raise ValueError("rounds of static trees were not timed: use replay")
+    plain = Setting.by(recording.arms[0], 0)
     counts = replay_(recording, [plain, *settings], batch)
     seconds = round_times(recording, counts, [plain, *settings], costs)
     groups = seconds.shape[1]
@@ -127,6 +133,7 @@ def round_times(
     exits = torch.tensor([s.exit_layer for s in settings], dtype=torch.float64)[:, None]
     checked = torch.tensor([s.rule is not None for s in settings], dtype=torch.float64)[:, None]
     siblings = torch.tensor([s.siblings for s in settings], dtype=torch.float64)[:, None]
+    low_bit = torch.tensor([s.arm.low_bit for s in settings])[:, None]
     each = costs.round_seconds(
         exits,
         counts.steps / rounds.clamp(min=1),
@@ -134,6 +141,7 @@ def round_times(
         context=padded.view(groups, batch).amax(dim=1)[None],
         checked=checked,
         siblings=siblings,
+        low_bit=low_bit,
     )
     return rounds * each
 
@@ -149,6 +157,7 @@ def worst_round(setting: Setting, recording: Recording, costs: CostModel, batch:
             context=context,
             checked=setting.rule is not None,
             siblings=setting.siblings,
+            low_bit=setting.arm.low_bit,
         )
     )
 

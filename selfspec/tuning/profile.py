@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from selfspec.drafting.stopping import StopRule
 from selfspec.files import write_whole
+from selfspec.round import Arm
 from selfspec.tuning.cost_model import CostModel
 from selfspec.tuning.identity import Identity
 from selfspec.tuning.prediction import Limits, Prediction
 from selfspec.tuning.replay import Setting
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class ProfileError(ValueError):
@@ -37,10 +38,12 @@ class Profile:
     sampled: bool
     """Whether the workload samples; a profile without a call's kind of decoding is not taken unasked."""
     prediction: Prediction
-    acceptance: Mapping[int, float]
-    """Exit layer -> chance that a draft token stands: the prior of the controller."""
-    tokens: Mapping[int, tuple[float, ...]]
-    """Exit layer -> tokens per round and row by draft length, from 0, as they were replayed."""
+    acceptance: Mapping[Arm, float]
+    """Chance that a draft token stands, of every arm that was recorded: the prior of the controller."""
+    tokens: Mapping[Arm, tuple[float, ...]]
+    """Tokens per round and row by draft length, from 0, as they were replayed."""
+    draft_bits: int | None
+    """Of the low-bit view that was recorded and timed, None where there was none."""
     costs: CostModel
     context: float
     """Mean cached tokens of the workload: where costs are read off."""
@@ -56,30 +59,39 @@ class Profile:
             raise ValueError(f"workload={self.workload!r}: a name is needed")
         if not isinstance(self.sampled, bool):
             raise ValueError(f"sampled={self.sampled!r}: allowed are True and False")
-        exits = sorted(self.acceptance)
-        if not exits or not all(1 <= e < self.costs.n_layers for e in exits):
-            raise ValueError(f"acceptance of exits {exits}: at least one of 1 to {self.costs.n_layers - 1}")
-        if not all(_is_number(chance) and 0 <= chance <= 1 for chance in self.acceptance.values()):
-            raise ValueError(f"acceptance={dict(self.acceptance)}: chances are 0 to 1")
-        if self.setting.exit_layer not in self.acceptance:
-            raise ValueError(f"exit_layer={self.setting.exit_layer}: acceptance is known of {exits}")
-        if self.setting.siblings != 1:
-            raise ValueError(f"siblings={self.setting.siblings}: calls under a profile draft chains")
-        if sorted(self.tokens) != exits or len({len(row) for row in self.tokens.values()}) != 1:
-            raise ValueError("tokens: every exit of acceptance needs as many draft lengths")
-        if not all(1 <= value <= k + 1 for row in self.tokens.values() for k, value in enumerate(row)):
-            raise ValueError("tokens: a round of K drafts commits 1 to K + 1")
-        if self.longest < self.setting.draft_length:
-            raise ValueError(f"draft_length={self.setting.draft_length}: tokens are known to {self.longest}")
-        if min(len(table) for _, table in self.costs.widths) < self.longest + 2:
-            raise ValueError(f"costs: widths are known of fewer tokens than {self.longest + 1}")
+        self._check_arms()
+        if self.setting.arm not in self.acceptance:
+            raise ValueError(f"setting {self.setting}: acceptance is known of {_named(self.acceptance)}")
+        known = len(self.tokens[self.setting.arm]) - 1
+        if known < self.setting.draft_length:
+            raise ValueError(f"draft_length={self.setting.draft_length}: tokens are known to {known}")
+        widest = max(self.setting.candidates, *(len(row) - 1 for row in self.tokens.values()))
+        if self.costs.most_columns < widest + 1:
+            raise ValueError(f"costs: widths are known of fewer tokens than {widest + 1}")
+        if self.setting.siblings > 1 and not self.costs.knows_siblings:
+            raise ValueError(f"siblings={self.setting.siblings}: rounds with siblings were not timed")
         if not _is_number(self.context) or not 0 <= self.context < float("inf"):
             raise ValueError(f"context={self.context!r}: allowed is 0 and more")
 
-    @property
-    def longest(self) -> int:
-        """Longest draft that was replayed."""
-        return len(next(iter(self.tokens.values()))) - 1
+    def _check_arms(self) -> None:
+        n_layers, arms = self.costs.n_layers, list(self.acceptance)
+        early = [arm.exit_layer for arm in arms if not arm.low_bit]
+        viewed = [arm.exit_layer for arm in arms if arm.low_bit]
+        if not early or not all(1 <= e < n_layers for e in early):
+            raise ValueError(f"acceptance of exits {early}: at least one of 1 to {n_layers - 1}")
+        if not all(1 <= e <= n_layers for e in viewed):
+            raise ValueError(f"acceptance of exits {viewed} in low bits: allowed are 1 to {n_layers}")
+        if self.draft_bits not in (None, 4, 8) or bool(viewed) != (self.draft_bits is not None):
+            raise ValueError(f"draft_bits={self.draft_bits!r}: 4 or 8 where a view was recorded, else None")
+        if viewed and not self.costs.knows_view:
+            raise ValueError("costs: rounds by the low-bit view were not timed")
+        if not all(_is_number(chance) and 0 <= chance <= 1 for chance in self.acceptance.values()):
+            raise ValueError(f"acceptance={list(self.acceptance.values())}: chances are 0 to 1")
+        rows = self.tokens.values()
+        if set(self.tokens) != set(arms) or not all(len(row) > 1 for row in rows):
+            raise ValueError("tokens: every arm of acceptance needs those of one draft length at least")
+        if not all(1 <= value <= k + 1 for row in rows for k, value in enumerate(row)):
+            raise ValueError("tokens: a round of K drafts commits 1 to K + 1")
 
     def check(self, identity: Identity) -> None:
         """Refuse a model, device or dtype that this profile was not made for.
@@ -109,11 +121,14 @@ class Profile:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        by_exit = {
-            name: {str(e): value for e, value in getattr(self, name).items()}
-            for name in ("acceptance", "tokens")
-        }
-        return {"schema": SCHEMA, **asdict(self), **by_exit}
+        found: dict[str, Any] = {"schema": SCHEMA}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name in ("acceptance", "tokens"):
+                value = {f"{arm.kind} {arm.exit_layer}": of_arm for arm, of_arm in value.items()}
+            whole = is_dataclass(value) and not isinstance(value, type)
+            found[each.name] = asdict(value) if whole else value
+        return found
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
@@ -156,8 +171,9 @@ class Profile:
             setting=Setting(**setting),
             sampled=data["sampled"],
             prediction=Prediction.from_dict(data["prediction"]),
-            acceptance={int(e): chance for e, chance in data["acceptance"].items()},
-            tokens={int(e): tuple(row) for e, row in data["tokens"].items()},
+            acceptance={_arm(name): chance for name, chance in data["acceptance"].items()},
+            tokens={_arm(name): tuple(row) for name, row in data["tokens"].items()},
+            draft_bits=data["draft_bits"],
             costs=CostModel.from_dict(data["costs"]),
             context=data["context"],
             limits=Limits(**data["limits"]),
@@ -171,6 +187,19 @@ class Profile:
             f"{self.workload}: {self.setting}, "
             f"predicted {self.prediction.speedup:.2f}x AR ({low:.2f}-{high:.2f})"
         )
+
+
+def _arm(name: str) -> Arm:
+    """The inverse of its name in a file: "early_exit 3", "low_bit 16"."""
+    kind, exit_layer = name.split()
+    arm = Arm(int(exit_layer), low_bit=kind == "low_bit")
+    if arm.kind != kind:
+        raise ValueError(f"{name!r}: allowed are 'early_exit' or 'low_bit' and an exit layer")
+    return arm
+
+
+def _named(arms: Mapping[Arm, Any]) -> str:
+    return ", ".join(f"{arm.kind} {arm.exit_layer}" for arm in sorted(arms))
 
 
 def _is_number(value: object) -> bool:

@@ -20,10 +20,10 @@ from layer_skip.decoder import LayeredDecoder
 from selfspec.call import Call
 from selfspec.drafting.expansion import confidence_of
 from selfspec.pacing import FixedLength
-from selfspec.round import Draft
+from selfspec.round import Arm, Draft
 from selfspec.rows import Rows
 from selfspec.tree import chain
-from selfspec.tuning.recording import TOP, Recording, joined
+from selfspec.tuning.recording import TOP, Choices, Recording, joined
 from selfspec.tuning.running import run_engine
 
 CHUNK = 8
@@ -140,18 +140,22 @@ class ExitReader:
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampled: bool, seed: int
     ) -> Recording:
         """All that was read, laid out by prompt."""
-        shape = (len(self.exits), self.n_rows, max_new_tokens)
+        shape = (len(self.exits), 1, self.n_rows, max_new_tokens)
         candidates = torch.full((*shape, TOP), -1, dtype=torch.int32)
         confidence = torch.zeros(shape)
-        tokens = torch.full(shape[1:], -1, dtype=torch.int32)
+        tokens = torch.full(shape[2:], -1, dtype=torch.int32)
         for step, (rows, best, chance) in enumerate(self._steps):
-            candidates[:, rows, step] = best
-            confidence[:, rows, step] = chance
+            candidates[:, 0, rows, step] = best
+            confidence[:, 0, rows, step] = chance
         lengths = torch.zeros(self.n_rows, dtype=torch.int64)
         if self._rows is not None:
             lengths, tokens = torch.tensor(self._rows.generated), written(self._rows)
         of_prompts = torch.tensor([len(prompt) for prompt in prompts])
-        return Recording(tokens, lengths, of_prompts, self.exits, candidates, confidence, sampled, seed)
+        choices = {
+            Arm(e, low_bit=False): Choices(*read)
+            for e, *read in zip(self.exits, candidates, confidence, strict=True)
+        }
+        return Recording(tokens, lengths, of_prompts, choices, sampled, seed)
 
 
 def written(rows: Rows) -> Tensor:

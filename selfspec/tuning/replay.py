@@ -2,7 +2,8 @@
 
 What an exit predicts at a position depends only on the tokens before it, and every drafted token before
 the first rejection is the committed text. So rounds and accepted counts follow exactly from the recording,
-for coupled sampling as for greedy. Only one thing does not: how many more tokens a stop rule lets a row
+for coupled sampling as for greedy, and for a static tree as for a chain: the branches that the text does not
+follow change nothing. Only one thing does not follow: how many more tokens a stop rule lets a row
 draft after its first wrong one. Those are never accepted; their count is bounded and estimated.
 """
 
@@ -11,14 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from selfspec.config import MAX_DRAFT_LENGTH
 from selfspec.drafting.stopping import StopRule
-from selfspec.tree import MAX_CANDIDATES, TreeOfDepth, chain, with_siblings
-from selfspec.tuning.lengths import NEVER, run_lengths, sibling_hits, stop_lengths
+from selfspec.round import Arm
+from selfspec.tree import MAX_CANDIDATES, Tree, TreeOfDepth, chain, cut, with_siblings
+from selfspec.tuning.lengths import NEVER, path_lengths, sibling_hits, stop_lengths
 from selfspec.tuning.recording import TOP, Recording
 
 
@@ -27,6 +30,7 @@ class Setting:
     """One way to draft."""
 
     exit_layer: int
+    """E: with `draft` the arm that drafts."""
     draft_length: int
     confidence_threshold: float = 0.0
     stop: StopRule | None = None
@@ -34,8 +38,15 @@ class Setting:
     siblings: int = 1
     """Candidates at every depth of the chain: the draft's choice and the next best, as leaves beside it. They
     are in the engine's order where no two are equally likely."""
+    draft: Literal["early_exit", "low_bit"] = "early_exit"
+    """Whose layers [0, E) draft: the model's own, or those of its view in few bits."""
+    tree: Tree | None = None
+    """A static tree instead of a chain, of `draft_length` levels: deeper nodes are cut off. Its rounds can be
+    told, but not timed: no search proposes it."""
 
     def __post_init__(self) -> None:
+        if self.draft not in ("early_exit", "low_bit"):
+            raise ValueError(f"draft={self.draft!r}: allowed are 'early_exit' and 'low_bit'")
         if not 0 <= self.draft_length <= MAX_DRAFT_LENGTH:
             raise ValueError(f"draft_length={self.draft_length}: allowed is 0 to {MAX_DRAFT_LENGTH}")
         if not 1 <= self.siblings <= TOP:
@@ -47,6 +58,20 @@ class Setting:
             )
         if self.siblings > 1 and self.rule is not None:
             raise ValueError(f"siblings={self.siblings} with a stop rule: it stops chains")
+        self._check_tree()
+
+    def _check_tree(self) -> None:
+        tree = self.tree
+        if tree is None:
+            return
+        if not isinstance(tree, Tree):
+            raise ValueError(f"tree={tree!r}: allowed is a Tree")
+        if self.siblings > 1 or self.rule is not None:
+            raise ValueError("tree with siblings or a stop rule: it has one shape")
+        if self.draft_length > tree.depth:
+            raise ValueError(f"draft_length={self.draft_length}: the tree is {tree.depth} deep")
+        if max(tree.ranks, default=0) >= TOP:
+            raise ValueError(f"ranks up to {max(tree.ranks)}: the likeliest {TOP} candidates were recorded")
 
     def __str__(self) -> str:
         if not self.draft_length:
@@ -54,12 +79,28 @@ class Setting:
         rule = f", stops below {self.confidence_threshold:g}" if self.confidence_threshold else ""
         rule = rule if self.stop is None else ", stops where it does not pay"
         width = f", {self.siblings} siblings" if self.siblings > 1 else ""
-        return f"E = {self.exit_layer}, K = {self.draft_length}{width}{rule}"
+        width = width if self.tree is None else f", a tree of {self.candidates}"
+        kind = "low bit, " if self.arm.low_bit else ""
+        return f"{kind}E = {self.exit_layer}, K = {self.draft_length}{width}{rule}"
+
+    @classmethod
+    def by(cls, arm: Arm, draft_length: int, **more: Any) -> Setting:
+        """A setting of an arm."""
+        return cls(arm.exit_layer, draft_length, draft="low_bit" if arm.low_bit else "early_exit", **more)
+
+    @property
+    def arm(self) -> Arm:
+        """The layers that draft."""
+        return Arm(self.exit_layer, low_bit=self.draft == "low_bit")
 
     @property
     def candidates(self) -> int:
         """Most draft tokens of a round and row."""
-        return self.draft_length * self.siblings
+        return self.candidates_at(self.draft_length)
+
+    def candidates_at(self, length: int) -> int:
+        """Draft tokens of a round that goes so deep."""
+        return length * self.siblings if self.tree is None else cut(self.tree, length).size - 1
 
     @property
     def rule(self) -> StopRule | None:
@@ -69,7 +110,7 @@ class Setting:
     @property
     def shape(self) -> TreeOfDepth:
         """What is drafted at a given depth."""
-        return shape_of(self.siblings)
+        return shape_of(self.siblings) if self.tree is None else partial(cut, self.tree)
 
 
 def shape_of(siblings: int) -> TreeOfDepth:
@@ -104,18 +145,13 @@ class Replay:
         return self.tokens.sum() / self.row_rounds.sum(dim=1)
 
 
-def replay(recording: Recording | Sequence[Recording], settings: Sequence[Setting], batch: int = 1) -> Replay:
+def replay(recording: Recording, settings: Sequence[Setting], batch: int = 1) -> Replay:
     """The rounds of every setting on every prompt, `batch` consecutive prompts generated together.
 
-    Args:
-        recording: of a draft over exact K/V; or one for each draft position, of a draft over its own.
-
     Raises:
-        ValueError: a setting's exit layer, or as long a draft as it may make, was not recorded.
+        ValueError: a setting's arm, or as long a draft as it may make, was not recorded.
     """
-    depths = [recording] if isinstance(recording, Recording) else list(recording)
-    recording = depths[0]
-    tables = _Tables(depths, settings)
+    tables = _Tables(recording, settings)
     n_prompts = len(recording.lengths)
     padding = -n_prompts % batch
     ends = torch.cat([recording.lengths, recording.lengths.new_zeros(padding)])
@@ -135,16 +171,13 @@ def replay(recording: Recording | Sequence[Recording], settings: Sequence[Settin
         length = torch.minimum(longest, room)
         accepted, least, most, expected = tables.round(at, length)
         rejected = (accepted < most) & (at + accepted < ends)
-        found = (("accepted", accepted), ("rejected", rejected), ("least", least), ("most", most))
-        for name, count in found:
+        drafted = (("least", tables.candidates(least)), ("most", tables.candidates(most)))
+        for name, count in (("accepted", accepted), ("rejected", rejected), *drafted):
             counts[name] += torch.where(active, count, 0)
         counts["rows"] += active
         rounds += active.view(*rounds.shape, batch).any(dim=-1)
         steps += torch.where(active, expected, 0.0).view(*rounds.shape, batch).amax(dim=-1)
         at = torch.where(active, torch.minimum(at + accepted + 1, ends), at)
-    # A chain drafts a token at every depth, a chain with siblings so many.
-    candidates = torch.tensor([setting.siblings for setting in settings])[:, None]
-    counts["least"], counts["most"] = counts["least"] * candidates, counts["most"] * candidates
     kept = {name: count[:, :n_prompts] for name, count in counts.items()}
     return Replay(
         kept["accepted"],
@@ -159,28 +192,40 @@ def replay(recording: Recording | Sequence[Recording], settings: Sequence[Settin
 
 
 class _Tables:
-    """Per distinct exit and rule: how far a draft from each position would stand, and where it would stop."""
+    """Per distinct arm, rule and shape: how far a draft from each position would stand, where it would stop."""
 
-    def __init__(self, depths: Sequence[Recording], settings: Sequence[Setting]) -> None:
-        longest = max((setting.draft_length for setting in settings), default=0)
-        if longest > len(depths) > 1:
-            raise ValueError(f"draft_length={longest}: drafts of up to {len(depths)} tokens were recorded")
-        inside = depths[0].inside
-        exits = [depths[0].index_of(setting.exit_layer) for setting in settings]
-        keys = [(e, s.rule, s.siblings) for e, s in zip(exits, settings, strict=True)]
+    def __init__(self, recording: Recording, settings: Sequence[Setting]) -> None:
+        for setting in settings:
+            longest = recording.longest(setting.arm)
+            if longest is not None and setting.draft_length > longest:
+                raise ValueError(
+                    f"draft_length={setting.draft_length}: drafts of up to {longest} tokens were recorded"
+                )
+        inside = recording.inside
+        keys = [(s.arm, s.rule, s.siblings, s.tree) for s in settings]
         distinct = list(dict.fromkeys(keys))
-        right = [recording.right for recording in depths]
-        runs = {e: run_lengths(*(each[e] for each in right)) for e in set(exits)}
-        confidence = {e: [recording.confidence[e] for recording in depths] for e in set(exits)}
-        stops = {(e, rule): stop_lengths(confidence[e], inside, rule) for e, rule, _ in distinct}
+        shapes = {(arm, tree) for arm, _, _, tree in distinct}
+        runs = {(arm, tree): path_lengths(recording, arm, tree) for arm, tree in shapes}
+        stops = {
+            (arm, rule): stop_lengths(recording.of(arm).confidence, inside, rule)
+            for arm, rule, _, _ in distinct
+        }
         self._of = torch.tensor([distinct.index(key) for key in keys])[:, None]
-        self._run = torch.stack([runs[e] for e, _, _ in distinct])
-        self._stop = torch.stack([stops[e, rule] for e, rule, _ in distinct])
-        self._hit = torch.stack([sibling_hits(depths, e, width) for e, _, width in distinct])
-        self._ruled = torch.tensor([rule is not None for _, rule, _ in distinct])
-        first_steps = [(stops[e, rule][:, :-1] > 1)[inside] for e, rule, _ in distinct]
+        self._run = torch.stack([runs[arm, tree] for arm, _, _, tree in distinct])
+        self._stop = torch.stack([stops[arm, rule] for arm, rule, _, _ in distinct])
+        hits = [sibling_hits(recording, arm, width) for arm, _, width, _ in distinct]
+        positions = torch.arange(max((len(hit) for hit in hits), default=0))
+        self._hit = torch.stack([hit[positions.clamp(max=len(hit) - 1)] for hit in hits])
+        self._ruled = torch.tensor([rule is not None for _, rule, _, _ in distinct])
+        first_steps = [(stops[arm, rule][:, :-1] > 1)[inside] for arm, rule, _, _ in distinct]
         self._going_on = torch.stack([goes_on.double().mean() for goes_on in first_steps])
-        self._ends = depths[0].lengths
+        self._ends = recording.lengths
+        longest = max((s.draft_length for s in settings), default=0)
+        self._candidates = torch.tensor([[s.candidates_at(k) for k in range(longest + 1)] for s in settings])
+
+    def candidates(self, length: Tensor) -> Tensor:
+        """Draft tokens [S, P] of rounds that go so deep [S, P]."""
+        return self._candidates.gather(1, length)
 
     def round(self, at: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """accepted, least and most drafted, and their expectation, of rounds [S, P] from positions `at`."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from layer_skip.low_bit import LowBitView
 from selfspec.config import SpeculationConfig
 from selfspec.files import prepare_file
 from selfspec.tuning import store
@@ -22,6 +23,7 @@ def tune_model(
     *,
     workload: str,
     config: SpeculationConfig,
+    view: LowBitView | None = None,
     tokenizer: Any = None,
     save: Any = KEEP,
     **options: Any,
@@ -29,6 +31,8 @@ def tune_model(
     """Tune, and write the profile once it is whole.
 
     Args:
+        config: what calls run with.
+        view: the low-bit view that calls have, None where they have none.
         save: a file; None to keep the profile in memory only.
 
     Raises:
@@ -40,7 +44,8 @@ def tune_model(
     ids = token_ids(prompts, tokenizer)
     if save is not None and save is not KEEP:
         prepare_file(Path(save))
-    tuned = tune(model, ids, workload=workload, **{"deterministic": config.deterministic, **options})
+    same = {"deterministic": config.deterministic, "graph_memory": config.graph_memory}
+    tuned = tune(model, ids, workload=workload, view=view, **{**same, **options})
     if save is None:
         return tuned
     profile = tuned.profile

@@ -86,6 +86,24 @@ def kept_profiles(model: Any) -> dict[str, Profile]:
     return found
 
 
+def fitting(profiles: Mapping[str, Profile], model: Any) -> dict[str, Profile]:
+    """Those that still fit a model that has changed; the others are left out with a warning."""
+    if not profiles:
+        return {}
+    identity, found = Identity.of(model), {}
+    for workload, profile in profiles.items():
+        differences = identity.differences(profile.identity)
+        if differences:
+            warnings.warn(
+                f"the profile of workload {workload!r} is not used any more: {'; '.join(differences)}. "
+                "Tune again",
+                stacklevel=5,
+            )
+        else:
+            found[workload] = profile
+    return found
+
+
 def profile_of_call(
     profiles: Mapping[str, Profile],
     config: SpeculationConfig,
@@ -95,7 +113,9 @@ def profile_of_call(
 ) -> tuple[Profile | None, str]:
     """The profile that a call follows, and what to say of it.
 
-    The one asked for by name; or with drafts by early exit the newest of the call's kind of decoding.
+    The one asked for by name; or where profiles were given, or with drafts by early exit, the newest of the
+    call's kind of decoding. Else draft="auto" goes on measuring: where text repeats, what it copies costs
+    nothing, and profiles know nothing of that.
 
     Raises:
         ProfileError: there is none of that name, or the settings leave no choice to it.
@@ -104,10 +124,11 @@ def profile_of_call(
         if config.against_profiles:
             raise ProfileError(
                 f"workload={workload!r} cannot be used with {config.against_profiles}: its profile chooses "
-                "exit layer, draft length and where to stop, for draft='auto' or 'early_exit'"
+                "exit layer, draft length, tree and where to stop, for draft='auto' or 'early_exit'"
             )
         return _named(profiles, workload, model), f"{workload!r}, named by the call"
-    if config.kind != "early_exit" or config.against_profiles or not profiles:
+    unasked = config.names_profiles or config.kind == "early_exit"
+    if not unasked or config.against_profiles or not profiles:
         return None, ""
     alike = [profile for profile in profiles.values() if profile.sampled == sampled]
     if alike:

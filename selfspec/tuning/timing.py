@@ -1,31 +1,33 @@
 """Time real rounds: every cell (E, K, rows, context) in turn, inside ordinary calls of the engine.
 
-Exit layer and draft length may change between rounds without changing the text, so a plan of cells runs
-interleaved within one text: a slow stretch of a noisy machine falls on all of them alike. Calls on prompts as
-they are and on lengthened ones take turns. Whatever a round costs is in the time, our own work included.
+Rounds run as those of calls do: on a device alone, from captured graphs, where the engine can. How a round
+drafts may change between rounds without changing the text, so a plan of cells runs interleaved within one
+text: a slow stretch of a noisy machine falls on all of them alike. Calls on prompts as they are and on
+lengthened ones take turns. Whatever a round costs is in the time, our own work included.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from layer_skip.low_bit import LowBitView
 from selfspec.call import Call
-from selfspec.drafting import EarlyExit, StopRule
-from selfspec.round import Draft
-from selfspec.tuning.cost_model import Cell, Timing
+from selfspec.drafting import StopRule, Switching
+from selfspec.round import Draft, Step
+from selfspec.tuning.cells import Cell, Timing
 from selfspec.tuning.replay import shape_of
-from selfspec.tuning.running import run_engine
+from selfspec.tuning.running import Engine
 
 _NEVER_STOPS = StopRule((0.0,))
 """Looks at confidence and never stops: what looking costs."""
-_FIRST = Cell(1, 0)
 _WARM_UP = 2
 """Sweeps over the cells that do not count."""
 _LONG_CONTEXT = 512
@@ -33,14 +35,13 @@ _LONG_CONTEXT = 512
 
 
 def time_rounds(
-    model: Any,
+    engine: Engine,
     prompts: Sequence[Sequence[int]],
     cells: Sequence[Cell],
     *,
     rows: int = 1,
     max_new_tokens: int = 128,
     repeats: int = 5,
-    deterministic: bool = True,
     generate_arguments: Mapping[str, Any] | None = None,
     advance: Callable[[str, int], None] = lambda name, total: None,
 ) -> list[Timing]:
@@ -51,7 +52,7 @@ def time_rounds(
         generate_arguments: the workload's; texts run to their full length.
 
     Raises:
-        ValueError: there are no prompts.
+        ValueError: there are no prompts; a cell by a low-bit view, and the engine has none.
     """
     if not prompts:
         raise ValueError("there are no prompts: timing needs at least one")
@@ -60,7 +61,7 @@ def time_rounds(
     for cell in cells:
         by_context[cell.context].append(cell)
     watches = {
-        context: _Stopwatch(_plan(own, repeats + _WARM_UP), _WARM_UP * len(own))
+        context: Stopwatch(engine.view, _plan(own, repeats + _WARM_UP), _WARM_UP * len(own))
         for context, own in by_context.items()
     }
     taken = 0
@@ -71,7 +72,7 @@ def time_rounds(
             advance(f"timing, batch {rows}", 0)
             texts = [lengthened(prompt, context) for prompt in group]
             try:
-                run_engine(model, texts, watch, watch, deterministic=deterministic, **arguments)
+                engine.run(texts, watch, watch, **arguments)
             except _EnoughError:
                 continue
     return [timing for watch in watches.values() for timing in watch.medians(rows)]
@@ -97,49 +98,63 @@ class _EnoughError(Exception):
 
 
 def _plan(cells: Sequence[Cell], sweeps: int) -> Iterator[Cell]:
-    """Every cell once a sweep, in another order each time."""
+    """Every cell once a sweep, in another order each time.
+
+    First the short drafts: on a device a round takes a captured one that is longer in place of its own.
+    """
     generator = torch.Generator().manual_seed(0)
-    for _ in range(sweeps):
+    yield from sorted(cells, key=lambda cell: cell.draft_length)
+    for _ in range(sweeps - 1):
         for index in torch.randperm(len(cells), generator=generator).tolist():
             yield cells[index]
 
 
-@dataclass
-class _Stopwatch:
-    """Drafter and pacer in one: it says what the next round is, and notes what it took."""
+class Stopwatch(Switching):
+    """Drafter and pacer in one: it says what the next round is, and notes what it took.
 
-    plan: Iterator[Cell]
-    ignored: int
-    done: bool = False
-    _cell: Cell = _FIRST
-    _context: int = 0
-    _rows: int = 0
-    _draft_seconds: float = 0.0
-    _seen: dict[tuple[Cell, int], list[tuple[float, float, float]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    Args:
+        view: for the cells that draft by it.
+        plan: cells, one a round.
+        ignored: so many rounds warm up.
+    """
+
+    def __init__(self, view: LowBitView | None, plan: Iterator[Cell], ignored: int) -> None:
+        super().__init__(view)
+        self.done = False
+        self._plan, self._ignored = plan, ignored
+        self._cell, self._again = Cell(1, 0), False
+        self._context = self._rows = 0
+        self._draft_seconds = math.nan
+        self._seen: dict[tuple[Cell, int], list[tuple[float, float, float]]] = defaultdict(list)
 
     def draft_length(self, remaining: int) -> int:
-        cell = next(self.plan, None)
+        cell = self._cell if self._again else next(self._plan, None)
         if cell is None:
             self.done = True
             raise _EnoughError
         self._cell = cell
+        self.turn_to(cell.arm, shape_of(cell.siblings), _NEVER_STOPS if cell.checked else None)
         return min(cell.draft_length, remaining - 1)
 
-    def draft(self, call: Call, length: int) -> Draft:
+    def plan(self, call: Call, length: int) -> Step:
+        self._note(call, math.nan)
+        return super().plan(call, length)
+
+    def draft(self, call: Call, length: int, graft: Tensor | None = None) -> Draft:
         began = time.perf_counter()
-        rule = _NEVER_STOPS if self._cell.checked else None
-        draft = EarlyExit(self._cell.exit_layer, shape_of(self._cell.siblings), rule).draft(call, length)
+        draft = super().draft(call, length, graft)
         if draft.tokens.is_cuda:
             torch.cuda.synchronize(draft.tokens.device)
-        self._draft_seconds = time.perf_counter() - began
-        self._context, self._rows = max(call.rows.cached), len(call.rows.active)
+        self._note(call, time.perf_counter() - began)
         return draft
 
     def observe(self, length: int, tokens: float, seconds: float) -> None:
-        if self.ignored:
-            self.ignored -= 1
+        # Captured in this round, its graph is there for the next one.
+        self._again = math.isnan(seconds)
+        if self._again:
+            return
+        if self._ignored:
+            self._ignored -= 1
         elif length == self._cell.draft_length:  # the end of a text cuts a round short
             self._seen[self._cell, self._rows].append((self._context, self._draft_seconds, seconds))
 
@@ -151,3 +166,7 @@ class _Stopwatch:
             if active == rows
             for c, d, s in [tuple(zip(*values, strict=True))]
         ]
+
+    def _note(self, call: Call, draft_seconds: float) -> None:
+        self._draft_seconds = draft_seconds
+        self._context, self._rows = max(call.rows.cached), len(call.rows.active)

@@ -1,6 +1,6 @@
 """The static tree with the most expected tokens per second, from recorded ranks and measured costs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -70,13 +70,22 @@ def best_tree(ranks: Ranks, seconds: Callable[[Tree], float], most_nodes: int = 
     return best
 
 
-def find_tree(model: Any, prompts: Sequence[Any], max_new_tokens: int = 64, most_nodes: int = 16) -> Tree:
+def find_tree(
+    model: Any,
+    prompts: Sequence[Any],
+    max_new_tokens: int = 64,
+    most_nodes: int = 16,
+    generate_arguments: Mapping[str, Any] | None = None,
+) -> Tree:
     """Record ranks along a wrapped model's own text and find its best tree, for `wrap(model, tree=...)`.
+
+    The tree itself says which of the draft's candidates its nodes are; `tree.parents` alone would not.
 
     Args:
         model: wrapped with draft="low_bit", tree="siblings", and numbers for `exit_layer` and `draft_length`
             (the deepest tree to consider).
         prompts: input_ids [1, P] each.
+        generate_arguments: for generate, such as those of sampling.
 
     Raises:
         ConfigError: the model is wrapped otherwise.
@@ -88,7 +97,8 @@ def find_tree(model: Any, prompts: Sequence[Any], max_new_tokens: int = 64, most
         raise ConfigError("find_tree needs draft='low_bit', tree='siblings', and numbers for E and K")
     counter = RankCounter(int(config.draft_length), 2)
     for prompt in prompts:
-        model.generate(prompt, max_new_tokens=max_new_tokens, on_round=counter)
+        arguments = {"max_new_tokens": max_new_tokens, **(generate_arguments or {})}
+        model.generate(prompt, **arguments, on_round=counter)
     knowledge = speculation.knowledge
     arm = Arm(int(config.exit_layer), low_bit=speculation.view is not None)
 

@@ -9,20 +9,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from layer_skip.decoder import LayeredDecoder
+from layer_skip.low_bit import LowBitView
 from selfspec.benchmarking.environment import conditions
-from selfspec.shapes import FASTEST, probe
 from selfspec.tuning.calibration import Calibration, calibrate, held_out_errors
-from selfspec.tuning.cost_model import CostModel, Timing, default_cells
+from selfspec.tuning.cells import Timing, default_cells
+from selfspec.tuning.cost_model import CostModel
 from selfspec.tuning.fitting import fit_costs
 from selfspec.tuning.identity import Identity
 from selfspec.tuning.options import TuneOptions
 from selfspec.tuning.profile import Profile
 from selfspec.tuning.record import record
 from selfspec.tuning.recording import Recording
-from selfspec.tuning.search import Found, search
+from selfspec.tuning.running import Engine
+from selfspec.tuning.search import Found, search, worthwhile_early_exits, worthwhile_exits
 from selfspec.tuning.timing import long_context, time_rounds
+from selfspec.tuning.view_record import record_view
 
 Advance = Callable[[str, int], None]
+VIEW_LONGEST = 8
+"""Longest draft by a view that is recorded: every draft position is read by itself."""
+_VIEW_CHUNK = 16
+"""Prompts that the view is read on together: a pass over more of them takes less time for each."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,13 @@ class Tuned:
     prompts: Sequence[Sequence[int]]
     """Those that were recorded: too long ones are left out."""
     options: TuneOptions
+    engine: Engine
+    """What rounds were timed with: runs to compare with use it as well."""
     recording: Recording
     timings: tuple[Timing, ...]
     found: Found
     calibration: Calibration
-    """Of the chosen exit."""
+    """Of the chosen arm."""
     calibration_errors: tuple[float, float]
     """ECE of the running product of its confidences, on prompts that were held out: as stated, calibrated."""
     seconds: Mapping[str, float]
@@ -49,14 +58,21 @@ def tune(
     prompts: Sequence[Sequence[int]],
     *,
     workload: str = "default",
+    view: LowBitView | None = None,
     advance: Advance = lambda name, total: None,
     **options: Any,
 ) -> Tuned:
-    """Choose exit layer, draft length and stop rule for a workload.
+    """Choose how a workload drafts: with which layers, how far, with siblings, and where to stop.
+
+    Of the view two exits are recorded, each for every draft position: all of its layers, which choose
+    most of what the model does whatever that was trained for, and below them the one that can be the fastest
+    (`worthwhile_exits`). Beside it those early exits are that cost about as little, without it all of them
+    (`worthwhile_early_exits`). So a view adds little to the time that recording takes.
 
     Args:
         model: a Hugging Face causal language model, wrapped or not.
         prompts: token ids. Those that leave no room for `max_new_tokens` are left out with a warning.
+        view: the low-bit view that calls have; None where they have none.
         advance: for a progress bar; told what comes next and how many steps there are.
         options: the fields of `TuneOptions`.
 
@@ -68,24 +84,24 @@ def tune(
     usable = _usable(prompts, decoder.max_positions, asked.max_new_tokens)
     if asked.batch > len(usable):
         raise ValueError(f"batch={asked.batch}: allowed is 1 to {len(usable)}, the number of prompts")
-    began = time.perf_counter()
-    recording = record(model, usable, seed=asked.seed, advance=advance, **asked.measuring)
-    recorded = time.perf_counter()
-    longest = min(asked.longest, max(asked.max_new_tokens - 1, 1))
-    timings, costs = _timed(model, decoder, usable, asked, longest, advance)
-    timed = time.perf_counter()
+    engine = Engine(model, deterministic=asked.deterministic, view=view, graph_memory=asked.graph_memory)
+    clock, longest = _Clock(), min(asked.longest, max(asked.max_new_tokens - 1, 1))
+    recording, timings, costs = _measured(engine, usable, asked, longest, advance, clock)
     advance("searching", 1)
     size = working_bytes(decoder)
     found = search(
-        recording, costs, batch=asked.batch, longest=longest, limits=asked.limits, column_bytes=size
+        recording,
+        costs,
+        batch=asked.batch,
+        longest=longest,
+        limits=asked.limits,
+        column_bytes=size,
+        rules=not engine.fixed,
+        siblings=asked.may_branch(decoder.dtype),
     )
-    calibration = calibrate(recording, found.setting.exit_layer)
-    errors = held_out_errors(recording, found.setting.exit_layer)
-    seconds = {
-        "recording": recorded - began,
-        "timing": timed - recorded,
-        "searching": time.perf_counter() - timed,
-    }
+    calibration = calibrate(recording, found.setting.arm)
+    errors = held_out_errors(recording, found.setting.arm)
+    clock.lap("searching")
     context = (recording.prompt_lengths + recording.lengths / 2).double().mean().round()
     profile = Profile(
         workload=workload,
@@ -93,15 +109,18 @@ def tune(
         setting=found.setting,
         sampled=recording.sampled,
         prediction=found.best,
-        acceptance=dict(zip(recording.exits, recording.agreement, strict=True)),
+        acceptance=recording.agreement,
         tokens=found.tokens,
+        draft_bits=view.bits if view is not None and recording.reads_view else None,
         costs=costs,
         context=float(context),
         limits=asked.limits,
         column_bytes=size,
-        conditions={**_described(model, usable, asked), "seconds": seconds},
+        conditions={**_described(model, usable, asked), "seconds": clock.seconds},
     )
-    return Tuned(profile, usable, asked, recording, tuple(timings), found, calibration, errors, seconds)
+    return Tuned(
+        profile, usable, asked, engine, recording, tuple(timings), found, calibration, errors, clock.seconds
+    )
 
 
 def working_bytes(decoder: LayeredDecoder) -> int:
@@ -110,26 +129,81 @@ def working_bytes(decoder: LayeredDecoder) -> int:
     return scores + noise + decoder.dtype.itemsize * (decoder.vocab_size + int(decoder.config.hidden_size))
 
 
-def _timed(
-    model: Any,
-    decoder: LayeredDecoder,
+def _measured(
+    engine: Engine,
     prompts: Sequence[Sequence[int]],
     asked: TuneOptions,
     longest: int,
     advance: Advance,
+    clock: _Clock,
+) -> tuple[Recording, list[Timing], CostModel]:
+    """What rounds cost, and what the arms would draft that may pay at that price; the view's last."""
+    model, view = engine.model, engine.view
+    how: dict[str, Any] = {
+        "deterministic": asked.deterministic,
+        "generate_arguments": asked.generate_arguments,
+        "advance": advance,
+    }
+    timings, costs = _timed(engine, prompts, asked, longest, advance)
+    clock.lap("timing")
+    early = worthwhile_early_exits(costs, 0 if view is None else view.n_layers, asked.batch)
+    recording = record(
+        model, prompts, max_new_tokens=asked.max_new_tokens, exits=early, seed=asked.seed, **how
+    )
+    clock.lap("recording")
+    if view is not None and costs.knows_view:
+        exits = worthwhile_exits(recording, costs, view.n_layers, asked.batch, longest)
+        deepest = min(longest, VIEW_LONGEST)
+        read = record_view(
+            model, view, prompts, recording, longest=deepest, exits=exits, chunk=_VIEW_CHUNK, **how
+        )
+        recording = recording.beside(read)
+        clock.lap("recording the view")
+    return recording, timings, costs
+
+
+def _timed(
+    engine: Engine, prompts: Sequence[Sequence[int]], asked: TuneOptions, longest: int, advance: Advance
 ) -> tuple[list[Timing], CostModel]:
     """Rounds of all kinds, and the costs fitted to them."""
+    decoder, fixed = LayeredDecoder(engine.model), engine.fixed
     long = long_context(prompts, asked.max_new_tokens, decoder.max_positions)
-    cells = default_cells(decoder.n_layers, longest, long, trees=decoder.takes_trees)
+    cells = default_cells(
+        decoder.n_layers,
+        longest,
+        long,
+        trees=decoder.takes_trees and not fixed,
+        rules=not fixed,
+        view=0 if engine.view is None else engine.view.n_layers,
+    )
     timings = [
         timing
         for rows in sorted({1, asked.batch})
         for timing in time_rounds(
-            model, prompts, cells, rows=rows, repeats=asked.repeats, advance=advance, **asked.measuring
+            engine,
+            prompts,
+            cells,
+            rows=rows,
+            max_new_tokens=asked.max_new_tokens,
+            repeats=asked.repeats,
+            generate_arguments=asked.generate_arguments,
+            advance=advance,
         )
     ]
-    shapes = probe(decoder) if asked.deterministic else FASTEST
-    return timings, fit_costs(timings, decoder.n_layers, shapes)
+    return timings, fit_costs(timings, decoder.n_layers, engine.shapes)
+
+
+class _Clock:
+    """What each part took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """The part of this name is over, and the next begins."""
+        now = time.perf_counter()
+        self.seconds[name], self._began = now - self._began, now
 
 
 def _described(model: Any, prompts: Sequence[Sequence[int]], asked: TuneOptions) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfspec.benchmarking.statistics import percentile
-from selfspec.drafting import EarlyExit
+from selfspec.drafting import Switching
 from selfspec.pacing import FixedLength
 from selfspec.stats import Stats
 from selfspec.tuning.cost_model import CostModel
 from selfspec.tuning.prediction import predict
 from selfspec.tuning.recording import Recording
 from selfspec.tuning.replay import Setting, replay
-from selfspec.tuning.running import run_engine
+from selfspec.tuning.running import Engine
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Comparison:
 
 
 def compare(
-    model: Any,
+    engine: Engine,
     prompts: Sequence[Sequence[int]],
     recording: Recording,
     costs: CostModel,
@@ -46,11 +46,12 @@ def compare(
     *,
     batch: int = 1,
     repeats: int = 3,
-    deterministic: bool = True,
     generate_arguments: Mapping[str, Any] | None = None,
     advance: Callable[[str, int], None] = lambda name, total: None,
 ) -> list[Comparison]:
     """Run every setting on every prompt, in turn, `repeats` times, and set it beside its prediction.
+
+    On a device each setting first runs once for its graphs to be captured.
 
     Args:
         prompts: those that `recording` was made of, in its order.
@@ -60,13 +61,15 @@ def compare(
     total = repeats * len(groups) * len(settings)
     stats = [[Stats() for _ in settings] for _ in range(repeats)]
     arguments = {"do_sample": False, **(generate_arguments or {}), "max_new_tokens": recording.max_new_tokens}
+    for setting in settings if engine.fixed else ():
+        run_setting(engine, groups[0], setting, recording.seed, **arguments)
     for repeat in range(repeats):
         for p, group in enumerate(groups):
             # Who goes first moves on, so that nobody always runs on a machine that its neighbour has warmed.
             order = [(i + p) % len(settings) for i in range(len(settings))]
             for s in order:
                 advance("comparing with real runs", total)
-                found = run_setting(model, group, settings[s], recording.seed, deterministic, **arguments)
+                found = run_setting(engine, group, settings[s], recording.seed, **arguments)
                 stats[repeat][s].add(found)
     predicted = predict(recording, costs, settings, batch)
     counts = replay(recording, settings, batch)
@@ -93,14 +96,13 @@ def round_speed(stats: Stats) -> float:
 
 
 def run_setting(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    setting: Setting,
-    seed: int = 0,
-    deterministic: bool = True,
-    **arguments: Any,
+    engine: Engine, prompts: Sequence[Sequence[int]], setting: Setting, seed: int = 0, **arguments: Any
 ) -> Stats:
-    """One real call under one fixed setting; the model's own wrapping, if any, is left as it is."""
-    drafter = EarlyExit(setting.exit_layer, setting.shape, setting.rule)
-    pacer = FixedLength(setting.draft_length)
-    return run_engine(model, prompts, drafter, pacer, seed=seed, deterministic=deterministic, **arguments)
+    """One real call under one fixed setting.
+
+    Raises:
+        ValueError: it drafts by a low-bit view, and the engine has none.
+    """
+    drafter = Switching(engine.view)
+    drafter.turn_to(setting.arm, setting.shape, setting.rule)
+    return engine.run(prompts, drafter, FixedLength(setting.draft_length), seed=seed, **arguments)

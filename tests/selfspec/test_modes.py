@@ -96,8 +96,8 @@ def test_a_coupled_choice_does_not_depend_on_how_much_noise_is_made_ahead(
         monkeypatch.setattr("selfspec.modes._NOISE_BUDGET", budget)
         mode = Coupled(3, REQUESTS, VOCAB)
         tokens = []
-        # Rows go on at different speeds, and a round may begin inside the noise that is there, or past it.
-        for first in (0, 1, 4, 5, 40, 41):
+        # Rows go on at different speeds, and a round may begin inside the noise there, past it, or before it.
+        for first in (0, 1, 4, 5, 40, 41, 39, 2):
             mode.open(positions(first))
             tokens += [chosen(mode, scores(first)[:, step], step) for step in range(LENGTH)]
         choices.append(torch.stack(tokens))

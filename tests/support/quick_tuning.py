@@ -12,7 +12,7 @@ from selfspec.tuning.profile import Profile
 from selfspec.tuning.replay import Setting
 
 PROMPTS = [[5, 6, 7], [9, 8], [1, 2, 3, 4], [40, 41]]
-QUICK: dict[str, Any] = {"max_new_tokens": 16, "repeats": 1, "longest": 4}
+QUICK: dict[str, Any] = {"max_new_tokens": 16, "repeats": 1, "longest": 4, "siblings": False}
 REQUEST: dict[str, Any] = {**random_prompts(5), "max_new_tokens": 12, "pad_token_id": 0}
 
 

@@ -26,6 +26,9 @@ FORMS = ("ids", "position", "embeddings", "cache", "new tokens")
 """How a prompt is given: by name, by position, as embeddings, all of it with a cache of its beginning, or
 only what the cache does not hold."""
 
+BOUND: dict[str, Any] = {"wrapped": "for this call"}
+"""In place of settings: `custom_generate=selfspec.generate` on a model that is not wrapped."""
+
 TOKENIZER = PreTrainedTokenizerFast(
     tokenizer_object=Tokenizer(models.BPE({chr(33 + i): i for i in range(VOCAB)}, [])), pad_token="!"
 )
@@ -47,6 +50,10 @@ class Request:
     @property
     def sampled(self) -> bool:
         return bool(self.options.get("do_sample"))
+
+    @property
+    def bound(self) -> bool:
+        return self.setting is BOUND
 
     def arguments(self, model: Any, ends: list[int]) -> dict[str, Any]:
         """Keyword arguments of generate(), "inputs" among them; a new cache every time."""
@@ -189,16 +196,24 @@ _STOPS = st.fixed_dictionaries(
         "max_time": st.sampled_from([1e-9, 600.0]),
     },
 )
-_SETTINGS = st.sampled_from(
-    [
-        {"exit_layer": 1, "draft_length": 1},
-        {"exit_layer": LAYERS // 2, "draft_length": 4},
-        {"exit_layer": LAYERS - 1, "draft_length": 7},
-        {"exit_layer": LAYERS // 2, "draft_length": 3, "deterministic": False},
-        {"draft": "lookup"},
-        {"draft": "auto"},
-    ]
-)
+_CHAINS: list[dict[str, Any]] = [
+    {"exit_layer": 1, "draft_length": 1},
+    {"exit_layer": LAYERS // 2, "draft_length": 4},
+    {"exit_layer": LAYERS - 1, "draft_length": 7},
+    {"exit_layer": LAYERS // 2, "draft_length": 3, "deterministic": False},
+    {"exit_layer": LAYERS - 1, "draft_length": 3, "acceptance": "rejection"},
+    {"draft": "low_bit"},
+    {"draft": "low_bit", "exit_layer": LAYERS, "draft_length": 5},
+    {"draft": "low_bit", "exit_layer": LAYERS, "draft_length": 3, "acceptance": "rejection"},
+    {"draft": "hybrid", "draft_length": 3},
+    {"draft": "lookup"},
+    {"draft": "auto"},
+]
+_TREES: list[dict[str, Any]] = [
+    {"exit_layer": LAYERS // 2, "draft_length": 3, "tree": "siblings"},
+    {"draft": "low_bit", "exit_layer": LAYERS, "draft_length": 4, "tree": "siblings"},
+    {"draft": "hybrid", "draft_length": 3, "tree": "siblings"},
+]
 
 
 def _few(options: st.SearchStrategy[dict[str, Any]], most: int) -> st.SearchStrategy[dict[str, Any]]:
@@ -215,8 +230,8 @@ def _few(options: st.SearchStrategy[dict[str, Any]], most: int) -> st.SearchStra
 
 
 @st.composite
-def requests(draw: Any) -> Request:
-    """Any call that generate() itself takes."""
+def requests(draw: Any, trees: bool = True) -> Request:
+    """Any call that generate() itself takes, wrapped for it or as one call on a model that is not."""
     lengths = draw(st.lists(st.integers(1, 26), min_size=1, max_size=4))
     options = {
         "max_new_tokens": draw(st.integers(1, 12)),
@@ -230,4 +245,7 @@ def requests(draw: Any) -> Request:
         options.pop("streamer", None)
     if form == "embeddings":  # the model's own loop cuts the ids that are not there, and fails
         options.pop("prefill_chunk_size", None)
-    return Request(lengths, draw(st.integers(0, 99)), form, draw(st.integers(0, 3)), options, draw(_SETTINGS))
+    setting = draw(st.sampled_from([*_CHAINS, *(_TREES if trees else ()), BOUND]))
+    if setting is BOUND:  # generate() hands its tokenizer to no decoding method
+        options.pop("stop_strings", None)
+    return Request(lengths, draw(st.integers(0, 99)), form, draw(st.integers(0, 3)), options, setting)

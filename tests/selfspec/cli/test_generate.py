@@ -105,6 +105,8 @@ def test_without_a_prompt_on_a_terminal_it_says_where_to_put_one(
         (["x", "--min-p", -0.1], "min_p=-0.1: allowed is 0 to 1"),
         (["x", "--repetition-penalty", 0], "penalty"),
         (["x", "-n", 0], "--max-new-tokens"),
+        (["x", "--seed", 10**23], f"seed={10**23}: allowed is -2^63 to 2^63 - 1"),
+        (["x", "--seed", 1 << 63], "allowed is -2^63"),
         (["x", "--exit-layer", 0], "exit_layer=0: allowed is"),
         (["x", "--exit-layer", 4], "this model has 4 layers"),
         (["x", "--exit-layer", "three"], "exit_layer='three': allowed is"),

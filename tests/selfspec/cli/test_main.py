@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-COMMANDS = ["generate", "bench", "inspect", "train", "demo"]
+COMMANDS = ["generate", "bench", "tune", "inspect", "train", "demo"]
 
 
 def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:

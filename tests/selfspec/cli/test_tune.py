@@ -39,15 +39,32 @@ def test_tune_writes_a_profile_a_plot_and_says_what_it_chose(
 
 
 def test_siblings_are_named_where_they_promise_more_than_the_chosen_chain() -> None:
-    profile = SimpleNamespace(workload="prose")
+    profile = SimpleNamespace(workload="prose", identity=SimpleNamespace(dtype="bfloat16"))
+    chain, forked = Setting(3, 5), Setting(3, 5, siblings=2)
 
-    def said(*speeds: float) -> str:
+    def said(*speeds: float, setting: Setting = chain) -> str:
         best, branching = (SimpleNamespace(tokens_per_second=s, speedup=s) for s in speeds)
-        found = SimpleNamespace(best=best, branching=Setting(3, 5, siblings=2), best_branching=branching)
+        found = SimpleNamespace(setting=setting, best=best, branching=forked, best_branching=branching)
         return better_branching(SimpleNamespace(profile=profile, found=found))  # type: ignore[arg-type]
 
     assert said(2.0, 2.0) == ""
-    assert said(2.0, 2.1).startswith("prose: E = 3, K = 5, 2 siblings promise 2.10x AR")
+    assert said(2.0, 2.1).startswith("prose: E = 3, K = 5, 2 siblings promise 2.10x AR; in bfloat16 they may")
+    assert said(2.0, 2.1, setting=forked) == ""
+
+
+def test_a_view_is_tuned_where_it_is_asked_for_and_the_chosen_draft_is_told(
+    run: Callable[..., Any], model_folder: Path, prompts: Path
+) -> None:
+    result = run(*quick(model_folder, prompts, "--draft", "low_bit", "--no-siblings", "--json"))
+    assert result.code == 0, result.err
+    [found] = result.json.values()
+    assert {draft for draft, *_ in found["surface"]} == {"early_exit", "low_bit"}
+    assert found["profile"]["setting"]["siblings"] == 1
+    measured = [c["setting"] for c in found["measured"]]
+    assert {s["draft"] for s in measured} == {"early_exit", "low_bit"}
+    alone = run(*quick(model_folder, prompts, "--draft", "early_exit"))
+    assert "early_exit" in alone.out or "nothing" in alone.out
+    assert "draft='lookup'" in run(*quick(model_folder, prompts, "--draft", "lookup")).err
 
 
 def test_tune_for_several_workloads_prints_one_json_and_keeps_each_profile(
@@ -67,6 +84,7 @@ def test_tune_for_several_workloads_prints_one_json_and_keeps_each_profile(
     [
         (("--workload", "a", "--workload", "b"), "give one name per file"),
         (("--workload", " "), "a name of its own"),
+        (("--draft", "layers"), "draft='layers'"),
         (("--temperature", "0"), "temperature=0.0: allowed is more than 0"),
         (("--max-latency-ms", "0"), "allowed is more than 0"),
         (("--max-latency-ms", "0.0001"), "out of reach, a round without drafts takes"),

@@ -83,7 +83,7 @@ def test_a_setting_runs_on_the_device_what_was_replayed(
 def test_siblings_and_stop_rules_are_not_chosen_and_the_profile_is_followed_there(
     engine: Engine, kinds: list[Any]
 ) -> None:
-    model, tuned = engine.model, tune(engine.model, PROMPTS, view=engine.view, siblings=True, **QUICK)
+    model, tuned = engine.model, tune(engine.model, PROMPTS, view=engine.view, **{**QUICK, "siblings": True})
     assert tuned.engine.fixed
     assert tuned.profile.setting.siblings == 1 and tuned.profile.setting.rule is None
     assert tuned.found.branching is None

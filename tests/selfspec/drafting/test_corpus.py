@@ -20,10 +20,10 @@ from selfspec.drafting.corpus import read_corpus
 
 
 def test_a_corpus_of_token_ids_is_taken_as_it_is() -> None:
-    corpus = read_corpus(None, [1, 2, 3, 1])
+    corpus = read_corpus(None, [1, 2, 3, 1], 4)
     assert corpus is not None
     assert corpus.tokens.tolist() == [1, 2, 3, 1]
-    assert read_corpus(None, None) is None
+    assert read_corpus(None, None, 4) is None
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_corpus_file_is_read_with_the_models_own_tokenizer(in_a_folder: Any, t
     path = tmp_path / "notes.txt"
     path.write_text("to be or not to be", encoding="utf-8")
     for corpus in (path, str(path)):
-        automaton = read_corpus(in_a_folder, corpus)
+        automaton = read_corpus(in_a_folder, corpus, 97)
         assert automaton is not None
         assert automaton.tokens.tolist() == [1, 2, 3, 4, 1, 2]
 
@@ -71,6 +71,25 @@ def test_a_corpus_file_for_a_model_without_a_tokenizer_says_what_to_pass(llama: 
     with pytest.raises(ConfigError, match=r"pass token ids: corpus=tokenizer\(text\)\.input_ids"):
         selfspec.wrap(llama, draft="hybrid", corpus=str(path))
     assert not selfspec.is_wrapped(llama)
+
+
+@pytest.mark.parametrize("draft", ["auto", "lookup", "hybrid"])
+def test_tokens_that_the_model_has_not_are_refused_and_nothing_is_changed(llama: Any, draft: str) -> None:
+    before = dict(vars(llama))
+    with pytest.raises(ConfigError, match="corpus: token id 97 is outside the model's vocabulary of 97"):
+        selfspec.wrap(llama, draft=draft, corpus=[1, 96, 97, 2])
+    assert vars(llama) == before
+    selfspec.wrap(llama, draft=draft, corpus=[1, 96, 2])
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_noticed(
+    in_a_folder: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("to be or not", encoding="utf-8")
+    in_a_folder.resize_token_embeddings(4)
+    with pytest.raises(ConfigError, match=r"id 4 is outside .* 4: its tokenizer has more tokens than"):
+        selfspec.wrap(in_a_folder, draft="lookup", corpus=path)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
+from selfspec.round import Arm
 from selfspec.tuning.calibration import calibrate, calibration_error, held_out_errors, tempered
-from selfspec.tuning.recording import TOP, Recording
+from selfspec.tuning.recording import TOP, Choices, Recording, joined
+
+EXIT = Arm(1, low_bit=False)
 
 
 def made_up(temperature: float, shift: float, prompts: int = 24, length: int = 200) -> Recording:
@@ -20,12 +21,13 @@ def made_up(temperature: float, shift: float, prompts: int = 24, length: int = 2
     candidates = torch.full((*stated.shape, TOP), -1, dtype=torch.int32)
     candidates[..., 0] = torch.where(right, tokens, tokens + 1)
     lengths = torch.full((prompts,), length)
-    return Recording(tokens, lengths, torch.full((prompts,), 10), (1,), candidates, stated, False, 0)
+    choices = {EXIT: Choices(candidates, stated)}
+    return Recording(tokens, lengths, torch.full((prompts,), 10), choices, False, 0)
 
 
 @pytest.mark.parametrize(("temperature", "shift"), [(2.0, 0.5), (0.5, -1.0), (1.0, 0.0), (4.0, 2.0)])
 def test_known_temperatures_are_found(temperature: float, shift: float) -> None:
-    found = calibrate(made_up(temperature, shift), 1, positions=3)
+    found = calibrate(made_up(temperature, shift), EXIT, positions=3)
     stated = torch.linspace(0.05, 0.95, 10)
     for fit in zip(found.temperatures, found.shifts, strict=True):
         assert float((tempered(stated, *fit) - tempered(stated, temperature, shift)).abs().max()) < 0.12
@@ -33,10 +35,10 @@ def test_known_temperatures_are_found(temperature: float, shift: float) -> None:
 
 
 def test_the_running_product_is_calibrated_on_prompts_that_were_not_fitted_to() -> None:
-    raw, calibrated = held_out_errors(made_up(2.0, 1.0), 1)
+    raw, calibrated = held_out_errors(made_up(2.0, 1.0), EXIT)
     assert raw > 0.1
     assert calibrated < 0.03
-    raw, calibrated = held_out_errors(made_up(1.0, 0.0), 1)
+    raw, calibrated = held_out_errors(made_up(1.0, 0.0), EXIT)
     assert raw < 0.02
     assert calibrated < 0.03
 
@@ -45,18 +47,8 @@ def test_what_is_held_out_is_not_fitted_to() -> None:
     # Two kinds of prompts whose confidence is wrong in opposite ways: what fits one half misses the other.
     easy, hard = made_up(1.0, 2.0, prompts=8), made_up(1.0, -2.0, prompts=8)
     mixed = torch.arange(16).view(2, 8).t().flatten()
-    both: Any = {
-        name: torch.cat([getattr(easy, name), getattr(hard, name)], dim=dim)
-        for name, dim in (
-            ("tokens", 0),
-            ("lengths", 0),
-            ("prompt_lengths", 0),
-            ("candidates", 1),
-            ("confidence", 1),
-        )
-    }
-    recording = Recording(exits=(1,), sampled=False, seed=0, **both).of_prompts(mixed)
-    assert held_out_errors(recording, 1)[1] > 0.1
+    recording = joined([easy, hard]).of_prompts(mixed)
+    assert held_out_errors(recording, EXIT)[1] > 0.1
 
 
 def test_stated_chances_that_come_true_have_no_error() -> None:
@@ -66,4 +58,4 @@ def test_stated_chances_that_come_true_have_no_error() -> None:
 
 
 def test_one_prompt_is_its_own_check() -> None:
-    assert held_out_errors(made_up(2.0, 0.0, prompts=1), 1)[1] < 0.1
+    assert held_out_errors(made_up(2.0, 0.0, prompts=1), EXIT)[1] < 0.1

@@ -8,38 +8,41 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
+from selfspec.round import Arm
 from selfspec.tuning.controller import Controller, Estimate, accepted_tokens
 from selfspec.tuning.cost_table import CostTable, Option
 
 LAYERS, HEAD, LONGEST = 16, 2.4, 12
-EXITS = (2, 4, 8, 12)
-EASY = {2: 0.7, 4: 0.92, 8: 0.95, 12: 0.97}
-HARD = {2: 0.2, 4: 0.3, 8: 0.75, 12: 0.9}
+EXITS = [Arm(e, low_bit=False) for e in (2, 4, 8, 12)]
+FOUR = EXITS[1]
+EASY = dict(zip(EXITS, (0.7, 0.92, 0.95, 0.97), strict=True))
+HARD = dict(zip(EXITS, (0.2, 0.3, 0.75, 0.9), strict=True))
 USELESS = dict.fromkeys(EXITS, 0.02)
 
 
-def round_seconds(exit_layer: int, length: int) -> float:
-    """The memory-bound cost model, a layer being a second."""
-    return length * exit_layer + LAYERS + (length + 1) * HEAD
+def round_seconds(arm: Arm, length: int) -> float:
+    """The memory-bound cost model, a layer being a second, and a quarter of one in few bits."""
+    layers = arm.exit_layer / 4 if arm.low_bit else arm.exit_layer
+    return length * layers + LAYERS + (length + 1) * HEAD
 
 
-def independent(prior: dict[int, float], longest: int = LONGEST) -> CostTable:
+def independent(prior: dict[Arm, float], longest: int = LONGEST) -> CostTable:
     """A text on which every token stands by chance."""
     options = {
         e: [
             Option(e, k, round_seconds(e, k), 1 + accepted_tokens(prior[e], k)[-1], 1 - prior[e] ** k)
             for k in range(longest + 1)
         ]
-        for e in EXITS
+        for e in prior
     }
     return CostTable(options, HEAD)
 
 
-def expected_speed(exit_layer: int, length: int, chance: float) -> float:
-    return sum(chance**i for i in range(length + 1)) / round_seconds(exit_layer, length)
+def expected_speed(arm: Arm, length: int, chance: float) -> float:
+    return sum(chance**i for i in range(length + 1)) / round_seconds(arm, length)
 
 
-def best_speed(chances: dict[int, float]) -> float:
+def best_speed(chances: dict[Arm, float]) -> float:
     return max(expected_speed(e, k, c) for e, c in chances.items() for k in range(LONGEST + 1))
 
 
@@ -47,27 +50,29 @@ def best_speed(chances: dict[int, float]) -> float:
 class World:
     """Exits that are right by chance, one number per exit and position, as a recording has them."""
 
-    chances: list[dict[int, float]]
+    chances: list[dict[Arm, float]]
     """Of each stretch of text."""
     stretch: int
     at: int = 0
     seconds: float = 0.0
     watching: float = 0.0
     read_seconds: float = HEAD
-    chosen: list[tuple[int, int, int]] = field(default_factory=list)
-    """(position, E, K) of every round."""
+    chosen: list[tuple[int, Arm, int]] = field(default_factory=list)
+    """(position, arm, K) of every round."""
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         size = self.stretch * len(self.chances) + LONGEST + 1
         draws = torch.rand(size, generator=generator)
         place = torch.arange(size).div(self.stretch, rounding_mode="floor").clamp(max=len(self.chances) - 1)
-        self.right = {e: (draws < torch.tensor([c[e] for c in self.chances])[place]).tolist() for e in EXITS}
+        self.right = {
+            e: (draws < torch.tensor([c[e] for c in self.chances])[place]).tolist() for e in self.chances[0]
+        }
 
     def run(self, controller: Controller) -> World:
         while self.at < self.stretch * len(self.chances):
             plan = controller.plan()
-            e, k = plan.option.exit_layer, plan.option.draft_length
+            e, k = plan.option.arm, plan.option.draft_length
             right = self.right[e][self.at : self.at + k]
             accepted = right.index(False) if False in right else len(right)
             self.chosen.append((self.at, e, k))
@@ -82,13 +87,13 @@ class World:
             self.at += accepted + 1
         return self
 
-    def speed_at(self, position: int, chances: dict[int, float]) -> float:
+    def speed_at(self, position: int, chances: dict[Arm, float]) -> float:
         """Expected tokens per second of what is chosen at a position."""
         _, e, k = max(choice for choice in self.chosen if choice[0] <= position)
         return expected_speed(e, k, chances[e])
 
 
-def controller(prior: dict[int, float], may_watch: bool = True) -> Controller:
+def controller(prior: dict[Arm, float], may_watch: bool = True) -> Controller:
     """One that begins with the best setting of the profile's workload."""
     costs = independent(prior)
     tuned = max((o for own in costs.options.values() for o in own), key=lambda o: o.tokens / o.seconds)
@@ -103,7 +108,7 @@ def test_where_the_text_is_as_expected_it_stays_near_the_best_setting() -> None:
 
 @pytest.mark.parametrize(("before", "after"), [(EASY, HARD), (HARD, EASY), (EASY, USELESS), (USELESS, EASY)])
 def test_a_drift_between_workloads_is_followed_within_64_tokens(
-    before: dict[int, float], after: dict[int, float]
+    before: dict[Arm, float], after: dict[Arm, float]
 ) -> None:
     world = World([before, after], 600).run(controller(before))
     # With nothing drafted, exits are read within the budget alone, and a profile that finds all of them
@@ -122,9 +127,9 @@ def test_a_wrong_prior_is_soon_forgotten() -> None:
 
 @pytest.mark.parametrize("believed", [USELESS, EASY])
 @pytest.mark.parametrize("may_watch", [True, False])
-def test_useless_exits_cost_less_than_three_percent(believed: dict[int, float], may_watch: bool) -> None:
+def test_useless_exits_cost_less_than_three_percent(believed: dict[Arm, float], may_watch: bool) -> None:
     world = World([USELESS], 2000).run(controller(believed, may_watch))
-    assert world.at / world.seconds > 0.97 / round_seconds(1, 0)
+    assert world.at / world.seconds > 0.97 / round_seconds(FOUR, 0)
 
 
 def test_reading_other_exits_stays_within_its_budget() -> None:
@@ -150,21 +155,23 @@ def test_it_begins_with_the_tuned_setting_and_keeps_to_what_replay_found() -> No
     # Right and wrong tokens come in runs: long drafts bring more than independent chances tell, and are
     # rejected less often for each token that they try.
     table = independent(HARD)
-    best = Option(4, 6, round_seconds(4, 6), 4.5, 0.6)
-    table = CostTable({**table.options, 4: [*table.options[4][:6], best, *table.options[4][7:]]}, HEAD)
+    best = Option(FOUR, 6, round_seconds(FOUR, 6), 4.5, 0.6)
+    table = CostTable(
+        {**table.options, FOUR: [*table.options[FOUR][:6], best, *table.options[FOUR][7:]]}, HEAD
+    )
     deciding = Controller(table, HARD, best)
     assert deciding.plan().option == best
     for _ in range(100):  # as many stand and fail as were replayed
         deciding.tell_round(best, best.tokens - 1, best.rejected, 10.0)
         assert deciding.plan().option == best
     assert deciding.drift == pytest.approx(1.0)
-    assert deciding.chance(4) == pytest.approx(HARD[4])
+    assert deciding.chance(FOUR) == pytest.approx(HARD[FOUR])
 
 
 def test_a_stop_rule_is_an_option_like_any_other() -> None:
     table = independent(EASY)
-    ruled = Option(4, 12, 30.0, 6.0, 0.5, ruled=True)
-    table = CostTable({**table.options, 4: [*table.options[4], ruled]}, HEAD)
+    ruled = Option(FOUR, 12, 30.0, 6.0, 0.5, ruled=True)
+    table = CostTable({**table.options, FOUR: [*table.options[FOUR], ruled]}, HEAD)
     deciding = Controller(table, EASY, ruled)
     assert deciding.plan().option.ruled
     for _ in range(40):
@@ -174,22 +181,24 @@ def test_a_stop_rule_is_an_option_like_any_other() -> None:
 
 def test_a_stop_rule_makes_rounds_shorter_where_the_text_is_harder() -> None:
     table = independent(EASY)
-    plain = table.options[4][0].seconds
-    mean = round_seconds(4, 6)
-    fixed = Option(4, 12, mean, 6.0, 0.5, ruled=True)
+    plain = table.options[FOUR][0].seconds
+    mean = round_seconds(FOUR, 6)
+    fixed = Option(FOUR, 12, mean, 6.0, 0.5, ruled=True)
     stopping = replace(fixed, least_seconds=plain, seconds_per_token=(mean - plain) / 6.0)
     given_up_at = []
     for ruled in (fixed, stopping):
-        deciding = Controller(CostTable({4: [table.options[4][0], ruled]}, HEAD), {4: EASY[4]}, ruled)
+        deciding = Controller(
+            CostTable({FOUR: [table.options[FOUR][0], ruled]}, HEAD), {FOUR: EASY[FOUR]}, ruled
+        )
         while deciding.plan().option.draft_length:
             deciding.tell_round(ruled, 0, 1, mean)
-        given_up_at.append(deciding.chance(4))
+        given_up_at.append(deciding.chance(FOUR))
     assert given_up_at[1] < given_up_at[0]
 
 
 def test_what_is_not_on_the_table_is_not_chosen() -> None:
     short = independent(EASY, longest=2)
-    deciding = Controller(short, EASY, Option(4, 12, round_seconds(4, 12), 8.0, 0.5))
+    deciding = Controller(short, EASY, Option(FOUR, 12, round_seconds(FOUR, 12), 8.0, 0.5))
     world = World([EASY], 300).run(deciding)
     assert max(k for _, _, k in world.chosen) == 2
 
@@ -201,6 +210,42 @@ def test_a_decision_takes_less_than_a_hundredth_of_a_short_round() -> None:
         option = deciding.plan().option
         deciding.tell_round(option, min(i % 5, option.draft_length), 1, 1e-2)
     assert (time.process_time() - began) / 200 < 1e-4  # a round of the bundled model takes 10 ms and more
+
+
+VIEW = Arm(LAYERS, low_bit=True)
+VIEW_EASY = {**USELESS, VIEW: 0.93}
+VIEW_HARD = {**USELESS, VIEW: 0.05}
+
+
+def test_a_view_drafts_where_exits_are_useless_and_is_not_read() -> None:
+    world = World([VIEW_EASY], 1000).run(controller(VIEW_EASY))
+    assert {arm for _, arm, _ in world.chosen} == {VIEW}
+    assert world.at / world.seconds > 0.95 * best_speed(VIEW_EASY)
+
+
+@pytest.mark.parametrize("may_watch", [True, False])
+def test_a_view_that_rests_is_probed_within_the_budget_and_comes_back(may_watch: bool) -> None:
+    world = World([VIEW_HARD, VIEW_EASY], 1500).run(controller(VIEW_EASY, may_watch))
+    expected_hard = World([VIEW_HARD, VIEW_EASY], 1500).run(controller(VIEW_HARD))
+    assert any(arm == VIEW for _, arm, _ in expected_hard.chosen)  # probed, though nothing speaks for it
+    resting = [k for at, _, k in world.chosen if 200 < at < 1500]
+    assert 0 < sum(map(bool, resting)) < 0.1 * len(resting)
+    later = [world.speed_at(position, VIEW_EASY) for position in range(1500 + 750, 3000)]
+    assert sum(later) / len(later) > 0.8 * best_speed(VIEW_EASY)
+
+
+def test_an_exit_is_read_beside_a_chain_where_siblings_are_drafted() -> None:
+    table = independent(EASY)
+    forked = Option(FOUR, 5, round_seconds(FOUR, 5), 5.9, 0.3, siblings=2)
+    table = CostTable({**table.options, FOUR: [*table.options[FOUR], forked]}, HEAD)
+    deciding = Controller(table, EASY, forked)
+    plans = []
+    for _ in range(60):
+        plans.append(deciding.plan())
+        deciding.tell_round(plans[-1].option, 4.9, 0.3, 100.0)
+    assert {plan.option.siblings for plan in plans if plan.watched is None} == {2}
+    watching = [plan.option for plan in plans if plan.watched is not None]
+    assert watching and all((o.siblings, o.draft_length) == (1, 5) for o in watching)
 
 
 def test_an_estimate_follows_what_it_sees_and_falls_back_to_its_prior() -> None:

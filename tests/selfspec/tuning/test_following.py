@@ -14,7 +14,8 @@ from quick_tuning import PROMPTS, QUICK, REQUEST, where_drafts_pay
 from tiny_models import random_prompts, tiny_model
 
 import selfspec
-from selfspec.tuning import controller, following
+from selfspec.round import Arm
+from selfspec.tuning import controller, following, watching
 from selfspec.tuning.prediction import Limits
 from selfspec.tuning.profile import Profile, ProfileError
 from selfspec.tuning.record import record
@@ -64,6 +65,20 @@ def test_a_workload_that_does_not_exist_is_refused_with_the_nearest(saved: tuple
     selfspec.unwrap(model)
 
 
+def test_a_model_that_has_changed_drops_the_profiles_that_no_longer_fit(saved: tuple[Any, Path]) -> None:
+    model, path = saved
+    model = selfspec.wrap(copy.deepcopy(model), profile=path)
+    prompts = random_prompts(9)
+    model.generate(**prompts, max_new_tokens=4)
+    assert model.speculation.stats.profile
+    model.bfloat16()
+    with pytest.warns(UserWarning, match="workload 'code' is not used any more: dtype is 'bfloat16'"):
+        model.generate(**prompts, max_new_tokens=4)
+    assert not model.speculation.stats.profile
+    with pytest.raises(ProfileError, match="unknown workload"):
+        model.generate(**prompts, max_new_tokens=4, workload="code")
+
+
 def test_tuning_keeps_a_profile_that_wrap_finds_by_itself(llama: Any) -> None:
     selfspec.wrap(llama)
     profile = llama.speculation.tune(PROMPTS, workload="code", **QUICK)
@@ -93,7 +108,7 @@ def test_a_profile_is_not_taken_unasked_for_another_kind_of_decoding(saved: tupl
     selfspec.wrap(model, profile=path)
     model.generate(**REQUEST, do_sample=True)
     assert "profile" not in model.speculation.stats.choice
-    assert model.speculation.stats.strategy in ("early_exit", "plain")
+    assert model.speculation.view is None
     assert "'code' were tuned for greedy calls and this one is sampled" in model.speculation.stats.profile
     selfspec.unwrap(model)
 
@@ -115,7 +130,7 @@ def test_a_profile_is_used_in_rejection_mode_too_without_reading_other_exits(
     def forbidden(*_: Any) -> None:
         raise AssertionError("choosing notes what a token was drawn from")
 
-    monkeypatch.setattr(following.WatchingExit, "_note", forbidden)
+    monkeypatch.setattr(watching.Watching, "_note", forbidden)
     model, path = saved
     profile = where_drafts_pay(Profile.load(path), Setting(3, 4))
     selfspec.wrap(model, profile=profile, acceptance="rejection")
@@ -149,7 +164,7 @@ def test_other_exits_say_what_the_recording_says_and_leave_the_text_as_it_is(
     monkeypatch.setattr(controller, "WATCH_BUDGET", 100.0)  # rounds of a tiny model afford few readings
     recording = record(model, PROMPTS, max_new_tokens=40)
     seen: list[tuple[int, int, list[int]]] = []
-    outcome = following._Watched.outcome
+    outcome = watching._Watched.outcome
 
     def noted(self: Any) -> tuple[int, int, int, float]:
         exit_layer, hits, trials, seconds = outcome(self)
@@ -157,7 +172,7 @@ def test_other_exits_say_what_the_recording_says_and_leave_the_text_as_it_is(
         assert seconds > 0
         return exit_layer, hits, trials, 0.0
 
-    monkeypatch.setattr(following._Watched, "outcome", noted)
+    monkeypatch.setattr(watching._Watched, "outcome", noted)
     selfspec.wrap(model, profile=where_drafts_pay(result.profile, Setting(2, 3, threshold)))
     exits = set()
     for p, prompt in enumerate(PROMPTS):
@@ -165,7 +180,7 @@ def test_other_exits_say_what_the_recording_says_and_leave_the_text_as_it_is(
         assert out[0, len(prompt) :].tolist() == recording.tokens[p].tolist()
         while seen:
             exit_layer, first, chosen = seen.pop()
-            recorded = recording.candidates[recording.index_of(exit_layer), p, first:, 0]
+            recorded = recording.of(Arm(exit_layer, low_bit=False)).candidates[0, p, first:, 0]
             assert chosen == recorded[: len(chosen)].tolist()
             exits.add(exit_layer)
     assert exits == {1, 2, 3}
@@ -184,7 +199,7 @@ def test_statistics_say_what_ran_and_how_the_call_differs_from_what_was_timed(
     assert stats.profile == "'code', the newest for calls of this kind"
     assert "outside what was timed: batch 2, timed were 1 to 1" in stats.choice
     assert "1 threads, timed were 99" in stats.choice
-    rejected = replace(profile, acceptance=dict.fromkeys((1, 2, 3), 0.0), setting=Setting(3, 0))
+    rejected = replace(profile, acceptance=dict.fromkeys(profile.acceptance, 0.0), setting=Setting(3, 0))
     selfspec.wrap(model, profile=rejected).generate(**REQUEST)
     assert model.speculation.stats.draft_length == 0
     selfspec.unwrap(model)

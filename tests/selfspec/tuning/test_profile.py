@@ -27,6 +27,23 @@ def test_a_profile_survives_its_file(tuned: Any, tmp_path: Path) -> None:
     assert Profile.load(profile.save(tmp_path / "deep" / "p.json")) == profile
 
 
+def test_a_profile_of_a_view_survives_its_file(tuned_with_view: Any, tmp_path: Path) -> None:
+    profile = replace(tuned_with_view[2].profile, setting=Setting(4, 3, siblings=2, draft="low_bit"))
+    assert Profile.load(profile.save(tmp_path / "p.json")) == profile
+    assert "low bit, E = 4, K = 3, 2 siblings" in str(profile)
+
+
+def test_a_profile_of_what_was_not_timed_is_refused(tuned_with_view: Any) -> None:
+    profile = tuned_with_view[2].profile
+    without = [replace(fit, view=()) for fit in profile.costs.fits]
+    with pytest.raises(ValueError, match="rounds by the low-bit view were not timed"):
+        replace(profile, costs=replace(profile.costs, fits=tuple(without)))
+    chains = [replace(fit, siblings=()) for fit in profile.costs.fits]
+    with pytest.raises(ValueError, match="siblings=2: rounds with siblings were not timed"):
+        costs = replace(profile.costs, fits=tuple(chains))
+        replace(profile, setting=Setting(2, 3, siblings=2), costs=costs)
+
+
 @pytest.mark.parametrize("source", ["path", "text", "profile", "list"])
 def test_wrap_takes_profiles_in_every_form(saved: tuple[Any, Path], source: str) -> None:
     model, path = saved
@@ -41,6 +58,7 @@ def test_wrap_takes_profiles_in_every_form(saved: tuple[Any, Path], source: str)
     "setting",
     [
         {"draft": "low_bit"},
+        {"draft": "hybrid"},
         {"exit_layer": 2},
         {"draft_length": 3},
         {"tree": "siblings"},
@@ -69,10 +87,10 @@ def test_a_damaged_profile_in_the_cache_is_left_out_with_a_warning(llama: Any, t
     ("content", "complaint"),
     [
         ("", "damaged or cut off"),
-        ('{"schema": 2, "workload": "co', "damaged or cut off"),
-        ('{"schema": 2}', "is damaged"),
-        ('{"schema": 1}', "has schema 1, this version reads 2: tune again"),
-        ('{"schema": 99}', "has schema 99, this version reads 2: update selfspec"),
+        ('{"schema": 3, "workload": "co', "damaged or cut off"),
+        ('{"schema": 3}', "is damaged"),
+        ('{"schema": 2}', "has schema 2, this version reads 3: tune again"),
+        ('{"schema": 99}', "has schema 99, this version reads 3: update selfspec"),
         ("[1, 2]", "not a profile"),
         (None, "cannot read profile"),
     ],
@@ -102,13 +120,18 @@ def test_a_truncated_profile_is_refused_wherever_it_is_cut(saved: tuple[Any, Pat
     [
         (["setting", "draft_length"], 1000, "draft_length=1000"),
         (["setting", "draft_length"], 60, "tokens are known to 4"),
-        (["setting", "exit_layer"], 99, "exit_layer=99"),
-        (["setting", "siblings"], 2, "chains"),
+        (["setting", "exit_layer"], 99, "acceptance is known of early_exit 1, early_exit 2"),
+        (["setting", "draft"], "lookup", "allowed are 'early_exit' and 'low_bit'"),
+        (["setting", "siblings"], 9, "siblings=9"),
         (["acceptance"], {}, "at least one of 1 to 3"),
-        (["acceptance", "1"], "high", "chances are 0 to 1"),
-        (["acceptance", "2"], 1.5, "chances are 0 to 1"),
-        (["tokens", "1"], [1.0], "as many draft lengths"),
-        (["tokens", "1", 2], 9.0, "commits 1 to K"),
+        (["acceptance", "early_exit 1"], "high", "chances are 0 to 1"),
+        (["acceptance", "early_exit 2"], 1.5, "chances are 0 to 1"),
+        (["acceptance", "lookup 2"], 0.5, "allowed are 'early_exit' or 'low_bit'"),
+        (["acceptance", "low_bit 5"], 0.5, "in low bits: allowed are 1 to 4"),
+        (["acceptance", "low_bit 4"], 0.5, "draft_bits=None: 4 or 8 where a view was recorded"),
+        (["draft_bits"], 4, "draft_bits=4: 4 or 8 where a view was recorded, else None"),
+        (["tokens", "early_exit 1"], [1.0], "one draft length at least"),
+        (["tokens", "early_exit 1", 2], 9.0, "commits 1 to K"),
         (["costs", "fits"], [], "at least one is needed"),
         (["costs", "fits", 0, "rest"], [1.0], "allowed are seconds of 0 or more"),
         (["costs", "fits", 0, "draft", 1], -1.0, "allowed are seconds of 0 or more"),
@@ -143,7 +166,7 @@ def test_a_profile_without_one_of_its_parts_is_refused(saved: tuple[Any, Path]) 
         for name in data[part]:
             less = {**data, part: {key: value for key, value in data[part].items() if key != name}}
             path.write_text(json.dumps(less), encoding="utf-8")
-            if (part, name) in (("setting", "confidence_threshold"), ("setting", "siblings")):
+            if part == "setting" and name in ("confidence_threshold", "siblings", "draft"):
                 continue  # what a setting without them means is clear
             with pytest.raises(ProfileError, match="is damaged"):
                 Profile.load(path)

@@ -12,6 +12,7 @@ from tiny_models import padded, random_prompts, tiny_model
 import selfspec
 from selfspec.drafting.stopping import StopRule
 from selfspec.rows import RoundEvent
+from selfspec.tree import Tree
 from selfspec.tuning.record import record
 from selfspec.tuning.replay import Setting, replay
 
@@ -31,6 +32,8 @@ def wrapped(model: Any, setting: Setting) -> Any:
 
 
 def _tree(setting: Setting) -> Any:
+    if setting.tree is not None and setting.draft_length:
+        return setting.tree
     if setting.siblings == 1 or not setting.draft_length:
         return "chain"
     return "siblings" if setting.siblings == 2 else setting.shape(setting.draft_length).parents
@@ -145,7 +148,8 @@ def test_a_recording_does_not_depend_on_how_prompts_are_grouped(llama: Any) -> N
         record(llama, prompts, max_new_tokens=12, chunk=chunk, generate_arguments=SAMPLED) for chunk in (1, 4)
     )
     assert torch.equal(alone.tokens, together.tokens)
-    assert torch.equal(alone.candidates, together.candidates)
+    for arm in alone.arms:
+        assert torch.equal(alone.of(arm).candidates, together.of(arm).candidates)
 
 
 RULES = (
@@ -179,6 +183,54 @@ def test_siblings_catch_the_next_best_candidates_as_in_a_real_tree(
 def test_wider_siblings_are_replayed_as_they_run(llama: Any, siblings: int) -> None:
     settings = [Setting(e, k, siblings=siblings) for e in (1, 2) for k in (1, 4)]
     check(llama, [[5, 6, 7]], settings, max_new_tokens=24)
+
+
+TREES = (
+    Tree((0, 0, 0, 0)),  # the four likeliest, and nothing after them
+    Tree((0, 0, 1, 1, 2), (0, 1, 0, 1, 0)),
+    Tree((0, 0, 1, 1), (2, 0, 3, 1)),  # the third choice goes on, the first does not
+    Tree((0, 1, 2, 0, 1, 1, 2, 3, 3, 3)),
+    Tree.of((0, 0, 0, 1, 1, 2, 4, 4, 6, 7)),
+)
+"""Static trees: wide, narrow, with ranks out of order, a chain with leaves, one with branches of branches."""
+
+
+@pytest.mark.parametrize("arguments", [{}, SAMPLED], ids=["greedy", "coupled"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_static_trees_are_replayed_as_they_run(family: str, arguments: dict[str, Any]) -> None:
+    settings = [Setting(e, t.depth, tree=t) for e, t in zip((3, 1, 3, 2, 3), TREES, strict=True)]
+    settings += [Setting(3, 2, tree=TREES[-1]), Setting(3, 0, tree=TREES[-1])]  # deeper nodes are cut off
+    check(tiny_model(family), [[5, 6, 7], [9, 8]], settings, max_new_tokens=24, **arguments)
+
+
+def test_static_trees_that_miss_on_the_way_are_replayed_in_batches_and_to_an_end(llama: Any) -> None:
+    prompts = [[5, 6, 7], [9, 8], [1, 2, 3, 4]]
+    end = int(record(llama, prompts, max_new_tokens=24).tokens[0, 11])
+    arguments = {"max_new_tokens": 24, "eos_token_id": end}
+    recording = record(llama, prompts, **recorded_with(arguments))
+    settings = [Setting(2, t.depth, tree=t) for t in TREES]
+    predicted = replay(recording, settings, batch=3)
+    for s, setting in enumerate(settings):
+        rows = real_rounds(wrapped(llama, setting), prompts, **arguments)
+        for p, rounds in enumerate(rows):
+            assert int(predicted.row_rounds[s, p]) == len(rounds)
+            assert int(predicted.accepted[s, p]) == sum(event.accepted for event in rounds)
+            assert int(predicted.drafted_most[s, p]) == sum(len(event.drafted) for event in rounds)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"draft_length": 3, "tree": TREES[0]}, "draft_length=3: the tree is 1 deep"),
+        ({"draft_length": 1, "tree": TREES[0], "siblings": 2}, "tree with siblings or a stop rule"),
+        ({"draft_length": 1, "tree": TREES[0], "confidence_threshold": 0.5}, "tree with siblings or a stop"),
+        ({"draft_length": 1, "tree": Tree((0,) * 5)}, "ranks up to 4: the likeliest 4 candidates were rec"),
+        ({"draft_length": 1, "tree": (0, 0)}, r"tree=\(0, 0\): allowed is a Tree"),
+    ],
+)
+def test_a_static_tree_that_was_not_recorded_is_refused(how: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Setting(2, **how)
 
 
 def test_siblings_with_a_stop_rule_or_too_many_are_refused() -> None:

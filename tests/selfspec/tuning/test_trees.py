@@ -13,6 +13,7 @@ from checks import own_generate
 from tiny_models import random_prompts, tiny_model
 
 import selfspec
+from selfspec.config import SpeculationConfig
 from selfspec.rows import RoundEvent
 from selfspec.tree import Tree
 from selfspec.tuning.trees import RankCounter, Ranks, best_tree, find_tree
@@ -88,6 +89,19 @@ def test_prices_shape_the_tree() -> None:
     assert wide.parents == (0, 0)
 
 
+def test_settings_keep_the_tree_that_was_found() -> None:
+    """By parents alone some would come back as others: a second choice may have children, the first none."""
+    by_parents = 0
+    for seed in range(60):
+        dice = random.Random(seed)
+        ranks = tuple((dice.uniform(0.05, 0.6), dice.uniform(0.05, 0.6)) for _ in range(3))
+        tree, _ = best_tree(ranks, lambda tree: 1 + 0.2 * tree.depth + 0.05 * tree.size, most_nodes=8)
+        config = SpeculationConfig(draft="low_bit", tree=tree, draft_length=tree.depth)
+        assert config.shape(tree.depth) == tree
+        by_parents += Tree.of(tree.parents) != tree
+    assert by_parents
+
+
 def test_a_tree_has_at_least_one_node() -> None:
     with pytest.raises(ValueError, match="at least one node"):
         best_tree(((0.5, 0.5),), lambda tree: 1.0, most_nodes=0)
@@ -100,7 +114,7 @@ def test_a_found_tree_drafts_and_keeps_the_text() -> None:
     selfspec.wrap(model, draft="low_bit", tree="siblings", exit_layer=2, draft_length=3)
     tree = find_tree(model, [prompt], max_new_tokens=32, most_nodes=6)
     assert 1 <= tree.size - 1 <= 6 and tree.depth <= 3
-    selfspec.wrap(model, draft="low_bit", tree=tree.parents, exit_layer=2, draft_length=tree.depth)
+    selfspec.wrap(model, draft="low_bit", tree=tree, exit_layer=2, draft_length=tree.depth)
     assert torch.equal(model.generate(prompt, max_new_tokens=24, do_sample=False), expected)
     assert model.speculation.stats.drafted > 0
 

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checks import own_generate
-from quick_tuning import PROMPTS, QUICK, REQUEST
+from quick_tuning import PROMPTS, QUICK, REQUEST, where_drafts_pay
 from tiny_models import tiny_model
 from transformers import BatchEncoding
 
 import selfspec
 from selfspec.drafting.stopping import StopRule
+from selfspec.round import Arm
 from selfspec.tuning import search as search_module
 from selfspec.tuning import store
 from selfspec.tuning.calibration import calibrate, paying_rule
+from selfspec.tuning.cost_model import Fit
 from selfspec.tuning.identity import fingerprint
 from selfspec.tuning.options import TuneOptions
 from selfspec.tuning.prediction import Limits, predict
 from selfspec.tuning.profile import Profile
 from selfspec.tuning.record import record
 from selfspec.tuning.replay import Setting, replay
-from selfspec.tuning.search import search
+from selfspec.tuning.search import search, worthwhile_early_exits, worthwhile_exits
 from selfspec.tuning.session import token_ids
 from selfspec.tuning.tune import tune
+
+EARLY = [Arm(e, low_bit=False) for e in (1, 2, 3)]
 
 
 def test_a_profile_says_what_was_chosen_and_for_what(tuned: Any) -> None:
@@ -36,8 +41,11 @@ def test_a_profile_says_what_was_chosen_and_for_what(tuned: Any) -> None:
     low, high = profile.prediction.interval
     assert low <= profile.prediction.tokens_per_second <= high
     assert profile.conditions["versions"]["torch"] == torch.__version__
-    assert sorted(profile.acceptance) == [1, 2, 3]
-    assert {(e, k) for e, k, _ in result.found.surface} == {(e, k) for e in (1, 2, 3) for k in range(1, 5)}
+    assert sorted(profile.acceptance) == EARLY
+    assert profile.draft_bits is None
+    assert {(arm, k) for arm, k, _ in result.found.surface} == {
+        (arm, k) for arm in EARLY for k in range(1, 5)
+    }
 
 
 def test_the_best_of_the_search_is_the_best_of_its_predictions(tuned: Any) -> None:
@@ -51,15 +59,82 @@ def test_the_best_of_the_search_is_the_best_of_its_predictions(tuned: Any) -> No
 def test_the_best_with_siblings_is_told_beside_the_chain_that_is_chosen(tuned: Any) -> None:
     _, result = tuned
     costs, recording, found = result.profile.costs, result.recording, result.found
-    assert found.setting.siblings == 1
     everything = [Setting(e, k, siblings=w) for e in (1, 2, 3) for k in range(1, 5) for w in (2, 3, 4)]
     rates = [p.tokens_per_second for p in predict(recording, costs, everything)]
     assert found.best_branching.tokens_per_second == max(rates)
     assert found.branching == everything[rates.index(max(rates))]
+    cheap = where_drafts_pay(result.profile, found.setting).costs  # a second choice costs nothing
+    chain, forked = (search(recording, cheap, longest=4, siblings=may) for may in (False, True))
+    assert chain.setting.siblings == 1 < forked.setting.siblings
+    assert chain.branching == forked.branching == forked.setting
     few = search(recording, costs, longest=4, limits=Limits(bytes=100 * 4), column_bytes=100)
     assert few.branching.draft_length * few.branching.siblings <= 3
     none = search(recording, costs, longest=4, limits=Limits(bytes=100 * 2), column_bytes=100)
     assert none.branching is none.best_branching is None
+
+
+def test_what_a_view_drafts_is_tuned_beside_the_early_exits(tuned_with_view: Any) -> None:
+    _, view, result = tuned_with_view
+    whole = Arm(4, low_bit=True)
+    profile, recording = result.profile, result.recording
+    assert profile.draft_bits == view.bits == 4
+    assert whole in profile.acceptance and set(EARLY) < set(profile.acceptance)
+    assert len(recording.of(whole).confidence) == recording.longest(whole) == 4
+    assert profile.costs.knows_view
+    everything = [Setting.by(arm, k) for arm in recording.arms for k in range(1, 5)]
+    rates = [p.tokens_per_second for p in predict(recording, profile.costs, everything)]
+    assert result.found.best.tokens_per_second >= 0.995 * max(rates)
+    assert {arm for arm, _, _ in result.found.surface} == set(recording.arms)
+    assert result.seconds.keys() == {"recording", "timing", "recording the view", "searching"}
+
+
+def test_texts_too_short_to_time_a_view_are_tuned_without_it(tuned_with_view: Any) -> None:
+    model, view, _ = tuned_with_view
+    profile = tune(model, PROMPTS, view=view, max_new_tokens=1, repeats=1).profile
+    assert profile.draft_bits is None
+    assert not any(arm.low_bit for arm in profile.acceptance)
+
+
+def test_only_those_exits_of_a_view_are_recorded_that_may_be_the_fastest(tuned: Any) -> None:
+    recording, costs = tuned[1].recording, tuned[1].profile.costs
+    step, rest = (0.0, 1e-3, 1e-3, 0.0, 0.0), (1e-3, 0.0, 1e-3, 0.0, 0.0)
+
+    def worthwhile(share: float, right: float) -> list[int]:
+        """A view whose steps take a share of the model's, of a model whose exits are right so often."""
+        fit = Fit(1, step, rest, view=tuple(share * seconds for seconds in step))
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.rand(recording.tokens.shape, generator=generator) < right
+        candidates = torch.where(chosen, recording.tokens, -1)[None, ..., None].expand(-1, -1, -1, 4)
+        choices = {arm: replace(own, candidates=candidates) for arm, own in recording.choices.items()}
+        space = replace(recording, choices=choices)
+        return worthwhile_exits(space, replace(costs, fits=(fit,)), 4, longest=4)
+
+    assert worthwhile(0.1, 0.9) == [1, 4]  # the shallowest, all exits being right as often
+    assert worthwhile(0.1, 0.0) == [4]
+    assert worthwhile(2.0, 0.9) == [4]
+
+
+def test_early_exits_that_cost_clearly_more_than_the_whole_view_are_not_recorded(tuned: Any) -> None:
+    costs = tuned[1].profile.costs
+    step, rest = (0.0, 1e-3, 1e-3, 0.0, 0.0), (0.0, 0.0, 1e-3, 0.0, 0.0)
+
+    def worthwhile(share: float | None, viewed: int = 4) -> list[int]:
+        view = () if share is None else tuple(share * seconds for seconds in step)
+        return worthwhile_early_exits(replace(costs, fits=(Fit(1, step, rest, view=view),)), viewed)
+
+    assert worthwhile(0.1) == [1]  # 6 ms by the view; 12, 16, 20 ms by the exits
+    assert worthwhile(0.5) == [1, 2]  # 14 ms
+    assert worthwhile(2.0) == worthwhile(0.1, viewed=3) == worthwhile(None) == [1, 2, 3]
+
+
+def test_siblings_are_chosen_only_where_they_cannot_flip_a_near_tie_or_are_asked_for() -> None:
+    def may(dtype: torch.dtype, **options: Any) -> bool:
+        return TuneOptions(**options).may_branch(dtype)
+
+    assert may(torch.float32) and may(torch.bfloat16, deterministic=False)
+    assert not may(torch.bfloat16)
+    assert may(torch.bfloat16, siblings=True)
+    assert not may(torch.float32, siblings=False)
 
 
 def test_a_model_that_takes_no_trees_is_tuned_without_siblings() -> None:
@@ -102,8 +177,8 @@ def test_what_was_asked_for_is_in_the_profile(llama: Any) -> None:
     assert profile.limits == limits
     assert profile.conditions["batch"] == 2
     assert [fit.rows for fit in profile.costs.fits] == [1, 2]
-    assert profile.tokens[2][0] == 1
-    assert profile.longest == 4
+    assert profile.tokens[EARLY[1]][0] == 1
+    assert {len(row) for row in profile.tokens.values()} == {5}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +190,7 @@ def test_what_was_asked_for_is_in_the_profile(llama: Any) -> None:
         ({"batch": True}, "batch=True"),
         ({"seed": "a"}, "seed='a'"),
         ({"limits": 3}, "limits=3"),
+        ({"siblings": "yes"}, "siblings='yes': allowed are True, False and None"),
         ({"generate_arguments": [1]}, "keywords of generate"),
         ({"generate_arguments": {"logits_processor": [object()]}}, "no value that a profile can hold"),
         ({"generate_arguments": {"num_return_sequences": 2}}, "num_return_sequences=2, allowed is 1"),
@@ -134,7 +210,7 @@ def test_options_are_greedy_unless_they_say_otherwise() -> None:
 
 
 def test_a_rule_from_costs_drafts_on_only_where_it_pays(tuned: Any) -> None:
-    calibration = calibrate(tuned[1].recording, 3)
+    calibration = calibrate(tuned[1].recording, EARLY[2])
     generous, strict = (paying_rule(calibration, [1e-3] * 4, speed) for speed in (1.0, 900.0))
     assert max(generous.thresholds) < 0.05
     assert min(strict.thresholds) > 0.5

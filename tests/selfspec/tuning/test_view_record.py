@@ -13,13 +13,14 @@ from tiny_models import random_prompts, tiny_model
 import selfspec
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.low_bit import LowBitView
-from selfspec.drafting import LowBit, StopRule
-from selfspec.pacing import FixedLength
+from selfspec.drafting import StopRule
 from selfspec.stats import Stats
+from selfspec.tree import Tree
 from selfspec.tuning.record import record
-from selfspec.tuning.recording import Recording
+from selfspec.tuning.recording import Choices, Recording
 from selfspec.tuning.replay import Setting, replay
-from selfspec.tuning.running import run_engine
+from selfspec.tuning.running import Engine
+from selfspec.tuning.validate import run_setting
 from selfspec.tuning.view_record import record_view
 
 GREEDY = {"do_sample": False}
@@ -30,8 +31,8 @@ RULE = StopRule((0.4, 0.3), chances=((0.1, 0.5, 0.9), (0.2, 0.4, 0.8)))
 
 def recorded(
     model: Any, prompts: Sequence[Sequence[int]], longest: int, exits: Sequence[int], **arguments: Any
-) -> tuple[LowBitView, tuple[Recording, ...]]:
-    """A 4-bit view of all layers, and its recordings."""
+) -> tuple[LowBitView, Recording]:
+    """A 4-bit view of all layers, and its recording."""
     decoder = LayeredDecoder(model)
     view = LowBitView(decoder, decoder.n_layers)
     texts = record(model, prompts, max_new_tokens=TOKENS, exits=(1,), seed=SEED, generate_arguments=arguments)
@@ -45,17 +46,20 @@ def real(
     model: Any, view: LowBitView, prompts: Sequence[Sequence[int]], setting: Setting, **arguments: Any
 ) -> Stats:
     """A real call that drafts so with the view."""
-    drafter = LowBit(view, setting.exit_layer, setting.shape, setting.rule)
-    pacer = FixedLength(setting.draft_length)
-    return run_engine(model, prompts, drafter, pacer, seed=SEED, max_new_tokens=TOKENS, **arguments)
+    return run_setting(Engine(model, view=view), prompts, setting, SEED, max_new_tokens=TOKENS, **arguments)
 
 
 def settings_of(n_layers: int) -> list[Setting]:
     """Chains, thresholds, rules by position and siblings, from the middle and from all layers."""
     chains = [(1, 0.0, 1), (3, 0.0, 1), (6, 0.0, 1), (8, 0.3, 1), (4, 0.6, 1), (3, 0.0, 2), (5, 0.0, 3)]
     exits = (n_layers // 2, n_layers)
-    found = [Setting(e, k, threshold, siblings=w) for e in exits for k, threshold, w in chains]
-    return [*found, *(Setting(e, 6, stop=RULE) for e in exits)]
+    found = [by_view(e, k, threshold, siblings=w) for e in exits for k, threshold, w in chains]
+    return [*found, *(by_view(e, 6, stop=RULE) for e in exits)]
+
+
+def by_view(exit_layer: int, length: int, *how: Any, **more: Any) -> Setting:
+    """A setting that drafts by the view."""
+    return Setting(exit_layer, length, *how, draft="low_bit", **more)
 
 
 @pytest.mark.parametrize("arguments", [GREEDY, SAMPLED], ids=["greedy", "coupled"])
@@ -75,13 +79,42 @@ def test_replay_equals_real_runs_of_random_models(family: str, arguments: dict[s
             assert least <= stats.drafted <= most, setting
 
 
+TREES = (
+    Tree((0, 0, 0, 0)),
+    Tree((0, 0, 1, 1), (2, 0, 3, 1)),
+    Tree((0, 1, 2, 0, 1, 1, 2, 3, 3, 3)),
+    Tree.of((0, 0, 0, 1, 1, 2, 4, 4, 6, 7)),
+)
+
+
+@pytest.mark.parametrize("arguments", [GREEDY, SAMPLED], ids=["greedy", "coupled"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_static_trees_are_replayed_as_they_run(family: str, arguments: dict[str, Any]) -> None:
+    model, prompts = tiny_model(family), [[5, 6, 7, 11], [9, 8]]
+    settings = [by_view(e, t.depth, tree=t) for e, t in zip((4, 2, 4, 4), TREES, strict=True)]
+    settings += [by_view(4, 2, tree=TREES[-1])]  # deeper nodes are cut off
+    view, depths = recorded(model, prompts, 5, (2, 4), **arguments)
+    predicted = replay(depths, settings)
+    for s, setting in enumerate(settings):
+        for p, prompt in enumerate(prompts):
+            stats = real(model, view, [prompt], setting, **arguments)
+            assert int(predicted.row_rounds[s, p]) == stats.row_rounds, setting
+            assert int(predicted.accepted[s, p]) == stats.accepted, setting
+            assert int(predicted.drafted_least[s, p]) == stats.drafted == int(predicted.drafted_most[s, p])
+
+
 def test_one_recording_for_all_depths_is_not_exact() -> None:
     settings, model = settings_of(4), tiny_model("gpt2")
 
     def is_exact(lengths: tuple[int, ...]) -> bool:
         prompts = random_prompts(*lengths)["input_ids"].tolist()
         _, depths = recorded(model, prompts, 8, (2, 4), **SAMPLED)
-        return torch.equal(replay(depths, settings).accepted, replay(depths[0], settings).accepted)
+        first = {
+            arm: Choices(own.candidates[:1].expand_as(own.candidates), own.confidence)
+            for arm, own in depths.choices.items()
+        }
+        one = replace(depths, choices=first)
+        return torch.equal(replay(depths, settings).accepted, replay(one, settings).accepted)
 
     assert not all(map(is_exact, ((5, 9, 14), (6, 11, 19), (3, 8, 23), (7, 12, 30))))
 
@@ -91,7 +124,7 @@ def test_replay_equals_real_runs_of_the_reference_model(
     arguments: dict[str, Any], reference_model: Any, held_out_prompts: list[list[int]]
 ) -> None:
     prompts = [held_out_prompts[3], held_out_prompts[30]]
-    settings = [Setting(16, 3), Setting(16, 8), Setting(8, 6, 0.3), Setting(16, 4, siblings=2)]
+    settings = [by_view(16, 3), by_view(16, 8), by_view(8, 6, 0.3), by_view(16, 4, siblings=2)]
     view, depths = recorded(reference_model, prompts, 8, (8, 16), **arguments)
     predicted = replay(depths, settings)
     for s, setting in enumerate(settings):
@@ -106,8 +139,8 @@ def test_rows_of_a_batch_that_end_by_themselves_are_replayed(llama: Any) -> None
     end = int(record(llama, prompts, max_new_tokens=TOKENS, exits=(1,)).tokens[0, 11])
     arguments = {**GREEDY, "eos_token_id": end}
     view, depths = recorded(llama, prompts, 6, (4,), **arguments)
-    predicted = replay(depths, [Setting(4, 6), Setting(4, 2)], batch=3)
-    for s, setting in enumerate((Setting(4, 6), Setting(4, 2))):
+    predicted = replay(depths, [by_view(4, 6), by_view(4, 2)], batch=3)
+    for s, setting in enumerate((by_view(4, 6), by_view(4, 2))):
         stats = real(llama, view, prompts, setting, **arguments)
         assert int(predicted.row_rounds[s].sum()) == stats.row_rounds
         assert int(predicted.accepted[s].sum()) == stats.accepted
@@ -117,8 +150,8 @@ def test_rows_of_a_batch_that_end_by_themselves_are_replayed(llama: Any) -> None
 def test_a_penalty_that_reads_the_prefix_is_recorded_as_the_draft_sees_it(llama: Any) -> None:
     arguments = {**GREEDY, "repetition_penalty": 1.4}
     view, depths = recorded(llama, [[5, 6, 7]], 4, (4,), **arguments)
-    stats = real(llama, view, [[5, 6, 7]], Setting(4, 4), **arguments)
-    assert int(replay(depths, [Setting(4, 4)]).accepted) == stats.accepted
+    stats = real(llama, view, [[5, 6, 7]], by_view(4, 4), **arguments)
+    assert int(replay(depths, [by_view(4, 4)]).accepted) == stats.accepted
 
 
 def test_the_view_of_a_wrapped_model_is_recorded_as_its_calls_draft(llama: Any) -> None:
@@ -126,21 +159,21 @@ def test_the_view_of_a_wrapped_model_is_recorded_as_its_calls_draft(llama: Any) 
     texts = record(llama, [[5, 6, 7]], max_new_tokens=TOKENS, exits=(1,))
     depths = record_view(llama, llama.speculation.view, [[5, 6, 7]], texts, longest=5)
     llama.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=TOKENS, do_sample=False)
-    assert int(replay(depths, [Setting(4, 5)]).accepted) == llama.speculation.stats.accepted
+    assert int(replay(depths, [by_view(4, 5)]).accepted) == llama.speculation.stats.accepted
 
 
 def test_what_was_not_recorded_is_refused(llama: Any) -> None:
     view, depths = recorded(llama, [[5, 6, 7]], 2, (4,))
     with pytest.raises(ValueError, match="draft_length=3: drafts of up to 2 tokens were recorded"):
-        replay(depths, [Setting(4, 3)])
+        replay(depths, [by_view(4, 3)])
     with pytest.raises(ValueError, match=r"exits=\[5\]: this view's are 1 to 4"):
-        record_view(llama, view, [[5, 6, 7]], depths[0], exits=(5,))
+        record_view(llama, view, [[5, 6, 7]], depths, exits=(5,))
     with pytest.raises(ValueError, match="longest=0"):
-        record_view(llama, view, [[5, 6, 7]], depths[0], longest=0)
+        record_view(llama, view, [[5, 6, 7]], depths, longest=0)
 
 
 def test_a_recording_of_other_texts_is_refused(llama: Any) -> None:
     view, depths = recorded(llama, [[5, 6, 7]], 2, (4,))
-    other = replace(depths[0], tokens=depths[0].tokens.roll(1))
+    other = replace(depths, tokens=depths.tokens.roll(1))
     with pytest.raises(ValueError, match="other texts than were recorded"):
         record_view(llama, view, [[5, 6, 7]], other)
