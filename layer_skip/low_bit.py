@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from layer_skip.adapters import kept_in
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.packed_linear import PackedLinear, packed_bytes
+from layer_skip.slot_cache import SlotCache
 
 FINE_GROUP, COARSE_GROUP = 32, 64
 """Inputs that share a scale. Attention and head gain most from fine groups, and hold the fewer weights. On a
@@ -20,6 +22,7 @@ _SMALL_HEAD = 1 / 6
 """A head with at most this share of the layers' weights is kept in 8 bits: it decides close calls between
 tokens, and a third of what 4 bits get wrong comes from it (plain twin: 0.933 agreement for 0.901)."""
 
+_TRIED_SLOTS = 16
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the packed products take."""
 
@@ -29,7 +32,7 @@ _Version = tuple[int, int, int]
 
 
 class NothingToViewError(ValueError):
-    """The model has no weights that could be packed: they are quantised already, or not plain matrices."""
+    """The model has no weights that could be packed, or modules that read more of them than a product."""
 
 
 class LowBitView:
@@ -47,7 +50,7 @@ class LowBitView:
         head: whether to view the head too.
 
     Raises:
-        NothingToViewError: no matrix of these layers can be packed.
+        NothingToViewError: no matrix of these layers can be packed, or they do not run with packed ones.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class LowBitView:
                 "no weight matrix of this model can be viewed in low bits: they are quantised already, or no "
                 "plain matrices of floating-point numbers"
             )
+        self._try()
 
     def of(self, decoder: LayeredDecoder) -> LayeredDecoder:
         """The view as a decoder of E layers; brought up to date if the model's weights have changed."""
@@ -96,6 +100,20 @@ class LowBitView:
         modules: list[Any] = [reference() for reference, _, _ in self._packed.values()]
         return sum(m.weight.numel() * m.weight.element_size() for m in modules if m is not None)
 
+    @torch.no_grad()
+    def _try(self) -> None:
+        """One token's pass: a module around a matrix may want more of it than its product."""
+        decoder, cache = self._decoder, SlotCache(1, self.n_layers, _TRIED_SLOTS)
+        tokens = torch.zeros(1, 1, dtype=torch.int64, device=decoder.device)
+        span = decoder.span(tokens, _TRIED_SLOTS, 0)
+        cache.open(span)
+        try:
+            decoder.logits(decoder.run(decoder.embed(tokens, span), 0, self.n_layers, span, cache))
+        except (RuntimeError, TypeError, IndexError, KeyError, AttributeError) as error:
+            raise NothingToViewError(
+                f"the layers of this model do not run with weights in low bits ({error})"
+            ) from error
+
     def _build(self, decoder: LayeredDecoder, advance: Advance) -> LayeredDecoder:
         before, self._packed = self._packed, {}
         table = {}
@@ -111,8 +129,9 @@ class LowBitView:
             table[module] = old[2]
         self._state = _state_of(decoder, self.n_layers)
         others = {
-            type(m).__name__
+            names.get(m, type(m).__name__)
             for layer in decoder.layers[: self.n_layers]
+            for names in [kept_in(layer)]
             for m in layer.modules()
             if m not in table and any(p.dim() > 1 for p in m.parameters(recurse=False))
         }
@@ -151,9 +170,9 @@ def _matrices(decoder: LayeredDecoder, n_layers: int, bits: int, head: bool = Tr
     attention_group = FINE_GROUP if decoder.device.type == "cpu" else COARSE_GROUP
     for index, layer in enumerate(decoder.layers[:n_layers]):
         attention = set(getattr(layer, decoder.family.attention).modules())
-        adapters = _adapters(layer)
+        kept = kept_in(layer)
         for name, module in layer.named_modules():
-            if _is_plain(module) and module not in adapters:
+            if _is_plain(module) and module not in kept:
                 group = attention_group if module in attention else COARSE_GROUP
                 weights += _matrix(module)[0].numel()
                 yield _ToPack(f"layer {index}: {name}", module, bits, group)
@@ -161,18 +180,6 @@ def _matrices(decoder: LayeredDecoder, n_layers: int, bits: int, head: bool = Tr
         small = _matrix(decoder.head)[0].numel() <= _SMALL_HEAD * weights
         finely = small and decoder.device.type == "cpu"
         yield _ToPack("head", decoder.head, 8 if finely else bits, FINE_GROUP)
-
-
-def _adapters(layer: nn.Module) -> set[nn.Module]:
-    """What PEFT puts beside a module that it adapts: small, and read by its own rules."""
-    beside = (
-        child
-        for owner in layer.modules()
-        if isinstance(owner._modules.get("base_layer"), nn.Module)
-        for name, child in owner.named_children()
-        if name != "base_layer"
-    )
-    return {module for child in beside for module in child.modules()}
 
 
 def _is_plain(module: nn.Module) -> bool:

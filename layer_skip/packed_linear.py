@@ -65,7 +65,8 @@ class PackedLinear(nn.Module):
         return sum(t.numel() * t.element_size() for t in (self.packed, self.scales))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.inputs)
+        # autocast to the dtype of the weights leaves norms in fp32 on some devices, as a plain product knows
+        rows = x.reshape(-1, self.inputs).to(self.scales.dtype)
         if self.spare_inputs:
             rows = F.pad(rows, (0, self.spare_inputs))
         rows = rows.contiguous()

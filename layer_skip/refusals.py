@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import nn
+
 _STATE = "recurrent state cannot be rolled back when a draft token is rejected"
 _MIXED = "some layers keep recurrent state, which cannot be rolled back when a draft token is rejected"
 _INDEXED = (
@@ -63,6 +65,13 @@ def reason_against(model: Any) -> str | None:
     if getattr(config, "text_config", None) is not None and not hasattr(config, "vocab_size"):
         return f"({config.model_type}) takes more than text: wrap its text model, if it has one of its own"
     return _against_attention(getattr(config, "_attn_implementation", None))
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether accelerate keeps weights elsewhere, and loads them when a module runs."""
+    hooks = [vars(module)["_hf_hook"] for module in model.modules() if "_hf_hook" in vars(module)]
+    chained = (one for hook in hooks for one in (hook, *getattr(hook, "hooks", ())))
+    return any(getattr(hook, "offload", False) for hook in chained)
 
 
 def _against_attention(name: str | None) -> str | None:

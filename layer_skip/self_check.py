@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.families import UnsupportedModelError
 from layer_skip.recognition import is_guessed
-from layer_skip.span import Span
+from layer_skip.refusals import is_offloaded
+from layer_skip.slot_cache import SlotCache
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest difference of logits, relative to the largest logit: rounding is far below, a lost part above."""
@@ -58,9 +60,20 @@ def check_decoder(model: Any, decoder: LayeredDecoder) -> float:
     return error
 
 
+def outer_modules(model: Any, decoder: LayeredDecoder) -> list[torch.nn.Module]:
+    """The model and what stands between it and its layers: the modules that are not called layer by layer."""
+    names = decoder.family.base.split(".")
+    return [model, *(attrgetter(".".join(names[: n + 1]))(model) for n in range(len(names)))]
+
+
 def _check_config(model: Any, decoder: LayeredDecoder) -> None:
     """Refuse layers and embeddings that were removed, repeated or added behind the config's back."""
     name, config, slots = type(model).__name__, model.config, decoder.cache_slots
+    if is_offloaded(model):
+        raise UnsupportedModelError(
+            f"{name} is offloaded by accelerate, which loads its weights for every pass: drafting would wait "
+            "for them again and again; load the model whole, onto one device"
+        )
     if decoder.device.type == "meta":
         raise UnsupportedModelError(f"the weights of {name} are on the meta device: load them, then wrap it")
     if decoder.n_layers != config.num_hidden_layers:
@@ -86,12 +99,22 @@ def _why(model: Any, decoder: LayeredDecoder, error: float, tolerance: float) ->
     for parameter, weight in model.named_parameters():
         if weight.is_floating_point() and not _is_finite(weight):
             return f"the weights of {name} are not finite: {parameter} holds NaN or infinity"
+    hooked = [type(module).__name__ for module in outer_modules(model, decoder) if _is_hooked(module)]
+    if hooked:
+        return (
+            f"{name} gives other logits than its layers: a forward hook on {' and '.join(hooked)} itself "
+            "changes what goes in or comes out; hooks on layers, norm, head and embedding take part"
+        )
     if not _is_causal(model, decoder):
         return f"{name} is not causal: a later token changes the logits of an earlier one"
     return (
         f"run layer by layer, {name} gives other logits than its own forward (relative difference "
         f"{error:.2g}, allowed {tolerance:g}): its layers differ from family {family!r}"
     )
+
+
+def _is_hooked(module: torch.nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _tolerance(decoder: LayeredDecoder) -> float:
@@ -135,7 +158,7 @@ def _compare(model: Any, decoder: LayeredDecoder) -> float:
     pads = torch.tensor([longest - n for n in _PREFIXES], device=decoder.device)[:, None]
     mask = (torch.arange(width, device=decoder.device) >= pads).long()
     expected = _by_the_model(model, tokens, mask, longest)
-    cache = _SlotCache(decoder.n_layers, width + _SPARE_SLOTS)
+    cache = SlotCache(len(_PREFIXES), decoder.n_layers, width + _SPARE_SLOTS)
     worst = 0.0
     for row, prefix in enumerate(_PREFIXES):
         actual = _pass(decoder, tokens[row : row + 1, longest - prefix : longest], [0], cache, row)
@@ -176,7 +199,7 @@ def _by_the_model(model: Any, tokens: Tensor, mask: Tensor, first: int) -> Tenso
 
 
 def _pass(
-    decoder: LayeredDecoder, tokens: Tensor, starts: list[int], cache: "_SlotCache", row: int | None
+    decoder: LayeredDecoder, tokens: Tensor, starts: list[int], cache: SlotCache, row: int | None
 ) -> Tensor:
     """Full-depth logits [B, m, V] of tokens [B, m], in two groups of layers; of one row, or of all."""
     firsts = torch.tensor(starts, device=tokens.device)[:, None]
@@ -210,31 +233,3 @@ def _difference(actual: Tensor, expected: Tensor, decoder: LayeredDecoder) -> fl
 def _worse(first: float, second: float) -> float:
     """The larger one; NaN stays NaN."""
     return first if first > second or first != first else second
-
-
-class _SlotCache:
-    """The simplest cache of rows at unequal positions: a slot per position, written and read whole."""
-
-    def __init__(self, n_layers: int, slots: int) -> None:
-        self.slots = slots
-        self._layers: list[tuple[Tensor, Tensor] | None] = [None] * n_layers
-
-    def open(self, span: Span, row: int | None) -> None:
-        """Take up K/V at the span's positions, of one row or of all."""
-        self._positions = span.positions
-        self._rows = slice(None) if row is None else slice(row, row + 1)
-
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: object) -> tuple[Tensor, Tensor]:
-        stored = self._layers[layer_idx]
-        if stored is None:
-            shapes = ((len(_PREFIXES), x.shape[1], self.slots, x.shape[3]) for x in (key, value))
-            keys, values = (key.new_zeros(shape) for shape in shapes)
-            stored = self._layers[layer_idx] = (keys, values)
-        keys, values = stored[0][self._rows], stored[1][self._rows]
-        index = self._positions[:, None, :, None]
-        keys.scatter_(2, index.expand_as(key), key)
-        values.scatter_(2, index.expand_as(value), value)
-        return keys, values
-
-    def get_seq_length(self, *_: object) -> int:
-        return int(self._positions[0, 0])

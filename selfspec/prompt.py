@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
@@ -38,7 +39,8 @@ class Prompt:
         """The prompt of a request that generate() has prepared.
 
         Raises:
-            NotSpeculatedError: embeddings or a cache that only the model's own generate can go on from.
+            NotSpeculatedError: embeddings, a cache, positions or a mask that only the model's own generate
+                can go on from.
             ValueError: a prompt that no decoding can serve.
         """
         embeddings = arguments.get("inputs_embeds")
@@ -59,6 +61,7 @@ class Prompt:
             _check_continuation(tokens, mask, known)
         unseen = known if known and mask.shape[1] != tokens.shape[1] else width - tokens.shape[1]
         check_prompts(tokens, mask, decoder.vocab_size, decoder.max_positions, unseen)
+        _check_positions(arguments, mask)
         return cls(tokens, mask, embeddings, cache, known)
 
 
@@ -81,3 +84,18 @@ def _check_continuation(tokens: Tensor, mask: Tensor, known: int) -> None:
         )
     if bool((mask[:, 1:] < mask[:, :-1]).any()):
         raise NotSpeculatedError("past_key_values", "with an attention_mask that has gaps")
+
+
+def _check_positions(arguments: dict[str, Any], mask: Tensor) -> None:
+    """Here they follow from the mask, as those do that generate() adds; a caller's own may not."""
+    seen = mask != 0
+    counted, columns = seen.long().cumsum(dim=1) - 1, torch.arange(mask.shape[1])[None]
+    for name, expected in (("position_ids", counted), ("cache_position", columns)):
+        given = arguments.get(name)
+        if given is None:
+            continue
+        given = given[None] if given.dim() == 1 else given
+        width, rows = given.shape[-1], given.shape[0]
+        fits = given.dim() == 2 and width <= mask.shape[1] and rows in (1, len(mask))
+        if not fits or bool(((given.cpu() != expected[:, -width:].cpu()) & seen[:, -width:].cpu()).any()):
+            raise NotSpeculatedError(name, "positions are counted from each row's first token")

@@ -1,9 +1,11 @@
-"""A wrapped model may change: moved, cast, pruned, patched. What was checked is then checked again."""
+"""A wrapped model may change: moved, cast, pruned, patched, hooked. What was checked is checked again."""
 
 from typing import Any
 
+import torch
+
 from layer_skip.decoder import LayeredDecoder
-from layer_skip.self_check import check_decoder
+from layer_skip.self_check import check_decoder, outer_modules
 
 State = tuple[Any, ...]
 
@@ -36,6 +38,10 @@ def _state_of(model: Any, decoder: LayeredDecoder) -> State:
         decoder.device,
         decoder.cache_slots,
         decoder.vocab_size,
-        "forward" in vars(model),
-        "forward" in vars(decoder.base),
+        *(_handling(module) for module in outer_modules(model, decoder)),
     )
+
+
+def _handling(module: torch.nn.Module) -> State:
+    """What is done around the forward of a module that the engine does not call, hooks by their numbers."""
+    return "forward" in vars(module), *module._forward_hooks, *module._forward_pre_hooks

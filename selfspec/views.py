@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.low_bit import LowBitView, NothingToViewError, layers_that_fit, n_matrices
@@ -11,7 +11,7 @@ from selfspec.config import SpeculationConfig
 from selfspec.values import ConfigError, parse_bytes
 
 _SLOW_MATRICES = 1 << 27
-"""Weights from which on making a view takes seconds, and shows a progress bar."""
+"""Weights from which on making a view takes seconds; on a terminal that is shown, and what came of it."""
 
 
 def make_view(decoder: LayeredDecoder, config: SpeculationConfig) -> tuple[LowBitView | None, str]:
@@ -38,29 +38,37 @@ def make_view(decoder: LayeredDecoder, config: SpeculationConfig) -> tuple[LowBi
                 "'auto', or more memory"
             )
         wanted = min(wanted, fitting)
-    began = time.perf_counter()
+    began, shown = time.perf_counter(), _is_slow(decoder, wanted) and sys.stderr.isatty()
     try:
-        with _progress(decoder, wanted) as advance:
+        with _progress(decoder, wanted) if shown else nullcontext(lambda name: None) as advance:
             view = LowBitView(decoder, wanted, config.draft_bits, advance)
     except NothingToViewError as error:
         return None, f"{error}: drafting with the model's own weights"
+    note = _description(view, decoder.n_layers, time.perf_counter() - began)
+    if shown:  # who waited for it wants to know what it takes
+        print(note, file=sys.stderr)
+    return view, note
+
+
+def _description(view: LowBitView, n_layers: int, seconds: float) -> str:
     share = view.bytes / view.viewed_bytes
-    return view, (
-        f"{config.draft_bits}-bit view of {wanted} of {decoder.n_layers} layers and the head: "
-        f"{view.bytes / 2**20:.0f} MiB added, {share:.0%} of the weights viewed, "
-        f"{time.perf_counter() - began:.1f} s"
+    return (
+        f"{view.bits}-bit view of {view.n_layers} of {n_layers} layers and the head: "
+        f"{view.bytes / 2**20:.0f} MiB added, {share:.0%} of the weights viewed, {seconds:.1f} s"
         + (f"; padded to whole groups: {view.padded} matrices" if view.padded else "")
         + (f"; kept as they are: {view.kept}" if view.kept else "")
     )
 
 
+def _is_slow(decoder: LayeredDecoder, n_layers: int) -> bool:
+    """Whether making a view takes long enough for somebody to ask what goes on."""
+    weights = sum(p.numel() for layer in decoder.layers[:n_layers] for p in layer.parameters())
+    return weights >= _SLOW_MATRICES
+
+
 @contextmanager
 def _progress(decoder: LayeredDecoder, n_layers: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on a terminal, where making the view takes long enough to ask for one."""
-    weights = sum(p.numel() for layer in decoder.layers[:n_layers] for p in layer.parameters())
-    if weights < _SLOW_MATRICES or not sys.stderr.isatty():
-        yield lambda name: None
-        return
+    """A progress bar on stderr, gone when the view is made."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -9,14 +9,15 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._dynamo import OptimizedModule
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.families import UnsupportedModelError
 from selfspec.config import SpeculationConfig
-from selfspec.fallback import NotSpeculatedError
+from selfspec.fallback import NotSpeculatedError, other_criteria
 from selfspec.generation import Output, decode
+from selfspec.precision import outside_autocast
 from selfspec.request import named, speculable
 from selfspec.rows import RoundEvent
 from selfspec.speculation import Speculation
@@ -32,7 +33,7 @@ def wrap(model: Model, **settings: Any) -> Model:
     Wrapping a wrapped model replaces its settings.
 
     Args:
-        model: a Hugging Face causal language model, or a PEFT model over one.
+        model: a Hugging Face causal language model, a PEFT model over one, or what torch.compile made of it.
         settings: the fields of `SpeculationConfig`.
 
     Raises:
@@ -45,13 +46,13 @@ def wrap(model: Model, **settings: Any) -> Model:
     if "generate" in vars(inner) and not is_wrapped(inner):
         raise UnsupportedModelError(f"this {type(inner).__name__} has a generate of its own on the instance")
     decoder = LayeredDecoder(inner)
-    speculation = Speculation(config)
-    speculation.recheck(inner, decoder)
-    profiles = kept_profiles(inner) if config.profile is None else load_profiles(config.profile, inner)
-    speculation.attach(inner, profiles)
-    speculation.prepare(inner, decoder)
-    inner.speculation = speculation
-    inner.generate = SpeculativeGenerate(inner)
+    speculation, generate = Speculation(config), SpeculativeGenerate(inner)
+    with outside_autocast(decoder.device):
+        speculation.recheck(inner, decoder)
+        profiles = kept_profiles(inner) if config.profile is None else load_profiles(config.profile, inner)
+        speculation.attach(inner, profiles)
+        speculation.prepare(inner, decoder)
+    inner.speculation, inner.generate = speculation, generate  # nothing can fail from here on
     return model
 
 
@@ -75,9 +76,11 @@ def is_wrapped(model: torch.nn.Module) -> bool:
 
 
 def _generating(model: torch.nn.Module) -> torch.nn.Module:
-    """The model whose own generate does the work: a PEFT model hands its calls on to the one inside."""
+    """The model whose own generate does the work: PEFT and torch.compile hand calls on to the one inside."""
+    if isinstance(model, OptimizedModule):
+        return _generating(model._orig_mod)
     base = getattr(model, "get_base_model", None)
-    return base() if callable(base) else model
+    return _generating(base()) if callable(base) else model
 
 
 # Assisted generation calls generate() on its draft model, which may be this one: it means the model's own.
@@ -111,6 +114,8 @@ class SpeculativeGenerate:
         given = keywords if streamer is None else {**keywords, "streamer": streamer}
         request = named(model, (inputs, *arguments), given)
         streamer = request.pop("streamer", None)
+        if request.get("custom_generate") is generate:  # what happens anyway
+            del request["custom_generate"]
         if _falling_back.get():
             return own_generate(streamer=streamer, **request)
         try:
@@ -170,9 +175,7 @@ def generate(
         )
     except NotSpeculatedError as error:
         _warn_or_raise(error, speculation.config.strict, caller=5)
-    request["stopping_criteria"] = StoppingCriteriaList(
-        c for c in stopping_criteria if not isinstance(c, (MaxLengthCriteria, EosTokenCriteria))
-    )
+    request["stopping_criteria"] = StoppingCriteriaList(other_criteria(stopping_criteria))
     streamer = None if streamer is None else WithoutPrompt(streamer)
     return type(model).generate(
         model, **_as_passed(input_ids, generation_config, model_arguments), streamer=streamer, **request
@@ -196,7 +199,7 @@ def _as_passed(
     return {
         name: value[::copies] if isinstance(value, Tensor) else value
         for name, value in model_arguments.items()
-        if value is not None and name not in ("use_cache", "logits_to_keep")
+        if value is not None and name != "use_cache" and not (name == "logits_to_keep" and type(value) is int)
     }
 
 

@@ -8,16 +8,31 @@ from selfspec.drafting.suffix_automaton import SuffixAutomaton
 from selfspec.values import ConfigError
 
 
-def read_corpus(model: Any, corpus: str | Path | Sequence[int] | None) -> SuffixAutomaton | None:
+def read_corpus(
+    model: Any, corpus: str | Path | Sequence[int] | None, vocab_size: int
+) -> SuffixAutomaton | None:
     """The automaton of a corpus: a text file, or token ids.
 
     Raises:
-        ConfigError: a file that is not there or not text, or a model without a tokenizer to read it with.
+        ConfigError: a file that is not there or not text, a model without a tokenizer to read it with, or
+            token ids that the model has not.
     """
     if corpus is None:
         return None
-    if not isinstance(corpus, (str, Path)):
-        return SuffixAutomaton(corpus)
+    if isinstance(corpus, (str, Path)):
+        tokens, cause = _read(model, corpus), "its tokenizer has more tokens than it embeds"
+    else:
+        tokens, cause = corpus, "are they another tokenizer's?"
+    highest = max(tokens, default=0)
+    if highest >= vocab_size:
+        raise ConfigError(
+            f"corpus: token id {highest} is outside the model's vocabulary of {vocab_size}: {cause}"
+        )
+    return SuffixAutomaton(tokens)
+
+
+def _read(model: Any, corpus: str | Path) -> Sequence[int]:
+    """The token ids of a text file."""
     try:
         text = Path(corpus).read_text(encoding="utf-8")
     except OSError as error:
@@ -33,4 +48,5 @@ def read_corpus(model: Any, corpus: str | Path | Sequence[int] | None) -> Suffix
             f"corpus={str(corpus)!r}: this model names no folder to take its tokenizer from; "
             "pass token ids: corpus=tokenizer(text).input_ids"
         ) from error
-    return SuffixAutomaton(tokenizer(text, add_special_tokens=False).input_ids)
+    tokens: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return tokens

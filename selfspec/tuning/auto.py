@@ -12,7 +12,7 @@ from selfspec.call import Call
 from selfspec.drafting import ModelDrafter
 from selfspec.drafting.lookup import LONGEST_FOUND, Found, Lookup, as_columns
 from selfspec.drafting.margins import MarginStop
-from selfspec.pacing import PayCheck
+from selfspec.pacing import PayCheck, TrialBudget
 from selfspec.round import Arm, Draft, Step
 from selfspec.shapes import ShapePlan
 from selfspec.stats import Stats
@@ -141,16 +141,21 @@ class Auto:
         if self.check is not None and arm is not None:
             self.check.budget.lost += self._plain_rounds(arm, own) - tokens
 
+    @property
+    def _budget(self) -> TrialBudget | None:
+        """What the chosen arm may lose as long as it is not known to pay."""
+        return None if self.check is None or self._sure else self.check.budget
+
     def _longest(self, length: int) -> int:
         """How far the chosen arm may draft, `length` at most."""
         arm = self._arm
         if arm is None:
             return 0
         length = min(length, self._length if self.arms[arm].stop is None else LONGEST_SURE)
-        if self.check is None or self._sure:
+        if self._budget is None:
             return length
         stakes = {k: self._plain_rounds(arm, k) - 1 for k in self.lengths if 0 < k <= length}
-        return self.check.budget.longest(stakes, self._remaining)
+        return self._budget.longest(stakes, self._remaining)
 
     def _plain_rounds(self, arm: Arm, length: int) -> float:
         """Plain rounds that take as long as one with `length` drafts."""
@@ -213,9 +218,14 @@ class Auto:
         tokens = 1 + sum(rates.expected(row.match, len(row.tokens)) for row in found) / len(found)
         free = tokens / self.knowledge.lookup_seconds(longest, len(found), self.shapes)
         own = 1 / self.knowledge.round_seconds(None, 0, len(found), self.shapes)
-        if self._arm is not None:
+        drafts = self._longest(LONGEST_SURE)
+        if self._arm is not None and drafts:
+            earned = self._tokens / self._seconds
+            if self._budget is not None:
+                seconds = self.knowledge.round_seconds(self._arm, drafts, self.rows, self.shapes)
+                earned = min(earned, expected_tokens(self._chance, drafts) / seconds)
             # Where the text repeats the model's own draft is right more often than usual, too.
-            own = max(own, _EASIER * self._tokens / self._seconds)
+            own = max(own, _EASIER * earned)
         return free > own
 
     def _explain(

@@ -192,7 +192,7 @@ def replay(recording: Recording, settings: Sequence[Setting], batch: int = 1) ->
 
 
 class _Tables:
-    """Per distinct arm, rule and shape: how far a draft from each position would stand, where it would stop."""
+    """Per distinct arm, rule and shape: how far drafts from a position would stand, and where they stop."""
 
     def __init__(self, recording: Recording, settings: Sequence[Setting]) -> None:
         for setting in settings:

@@ -15,7 +15,14 @@ import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SHORT = ["--new-tokens", "6", "--threads", "1"]
-CONTENDERS = ["--contenders", "generate", "AR", "AR, one row", "lookup", "auto"]
+CONTENDERS = ["--contenders", "generate", "AR", "AR, one row", "low bit, tree", "lookup", "auto"]
+
+FIGURES = {
+    "round_profile": ["Lookup after 100,000 tokens", "microseconds, target 50: "],
+    "strategies": ["| low bit, tree |", "draft cost c", "MiB added"],
+    "wrap_time": ["the rest under 1 s: ", "low-bit view under 20 s: "],
+}
+"""What a page of results must not lack."""
 
 
 def load(script: str) -> Any:
@@ -54,7 +61,9 @@ def test_a_script_measures_and_writes_its_results(
     with torch.no_grad():
         status = module.main()
     assert status in (0, 1)  # 1: a target is missed, as it may be on so few tokens
-    assert "|" in (tmp_path / f"{written}.md").read_text()
+    page = (tmp_path / f"{written}.md").read_text()
+    assert "|" in page
+    assert all(figure in page for figure in FIGURES.get(script, ()))
     stored = tmp_path / f"{written}.json"
     assert script == "gpu_prediction" or json.loads(stored.read_text())
 

@@ -243,7 +243,7 @@ def test_layers_that_do_not_run_with_packed_weights_are_refused_with_the_reason(
     mlp = llama.model.layers[1].mlp
     mlp.up_proj = Reading(mlp.up_proj)
     decoder = LayeredDecoder(llama)
-    with pytest.raises(NothingToViewError, match="do not run with weights in low bits .*'weight'"):
+    with pytest.raises(NothingToViewError, match=r"do not run with weights in low bits .*'weight'"):
         LowBitView(decoder, LAYERS)
     LowBitView(decoder, 1)  # the layer before it can be viewed
 

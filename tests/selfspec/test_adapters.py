@@ -101,9 +101,7 @@ def other_kinds(peft: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("setting", WAYS, ids=str)
-@pytest.mark.parametrize(
-    "kind", ["DoRA", "LoHa", "LoKr", "HRA", "IA3", "OFT", "VeRA", "a parameter"]
-)
+@pytest.mark.parametrize("kind", ["DoRA", "LoHa", "LoKr", "HRA", "IA3", "OFT", "VeRA", "a parameter"])
 def test_adapters_of_every_kind_can_be_drafted_with(
     peft: Any, llama: Any, kind: str, setting: dict[str, Any]
 ) -> None:

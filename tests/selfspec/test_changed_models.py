@@ -247,35 +247,3 @@ def test_inputs_that_an_instance_prepares_by_itself_are_not_overlooked(llama: An
         assert torch.equal(llama.generate(**REQUEST), expected)
     llama.prepare_inputs_for_generation = types.MethodType(type(llama).prepare_inputs_for_generation, llama)
     assert_own_text(llama)
-
-
-# --- hooks
-
-
-@pytest.fixture
-def accelerate() -> Any:
-    return pytest.importorskip("accelerate", reason="device maps need accelerate")
-
-
-@pytest.mark.parametrize("after", [True, False])
-def test_a_model_with_hooks_on_every_module_generates_its_own_text(
-    accelerate: Any, llama: Any, after: bool
-) -> None:
-    expected = own_generate(llama, **REQUEST)
-    if after:
-        selfspec.wrap(llama, **SETTINGS)
-    accelerate.dispatch_model(llama, device_map={"": "cpu"}, force_hooks=True)
-    if not after:
-        selfspec.wrap(llama, **SETTINGS)
-    assert torch.equal(llama.generate(**REQUEST), expected)
-    assert llama.speculation.total.calls == 1
-
-
-def test_a_model_that_is_offloaded_is_refused_with_the_reason(
-    accelerate: Any, llama: Any, tmp_path: Any
-) -> None:
-    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
-    places |= {f"model.layers.{i}": "cpu" if i < 2 else "disk" for i in range(4)}
-    accelerate.dispatch_model(llama, places, main_device="cpu", offload_dir=tmp_path)
-    with pytest.raises(UnsupportedModelError, match="spread over cpu, disk by its device_map"):
-        selfspec.wrap(llama)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -45,7 +46,9 @@ BAD = [
     ({"tree": (-1,)}, r"tree=\(-1,\): a node's parent"),
     ({"tree": ("0",)}, r"tree=\('0',\)"),
     ({"tree": (0,) * 65}, r"a tree of 65 candidates: allowed are up to 64"),
-    ({"tree": 3}, r"tree=3: allowed are 'chain', 'siblings'"),
+    ({"tree": 3}, r"tree=3: allowed are 'chain', 'siblings', a Tree, or the parents of its nodes"),
+    ({"tree": [0, 1.0]}, r"tree=\[0, 1\.0\]: allowed are 'chain', 'siblings', a Tree, or the parents"),
+    ({"tree": Tree((0, 0)), "draft_length": 2}, r"draft_length=2: tree=Tree\(.* is 1 deep"),
     (
         {"tree": "siblings", "acceptance": "rejection"},
         r"tree='siblings' with acceptance='rejection': .*drawn independently.* use 'coupled'",
@@ -79,7 +82,7 @@ BAD = [
     ),
     (
         {"exit_layer": 3, "corpus": "notes.txt"},
-        r"corpus='notes.txt' means nothing to draft='early_exit', which exit_layer or profile chooses: ",
+        r"corpus='notes.txt' means nothing to draft='early_exit', which a number for exit_layer chooses: ",
     ),
     ({"draft": "early_exit", "draft_bits": 8}, r"draft_bits=8 means nothing to draft='early_exit'"),
     ({"exit_layer": 3, "draft_memory": "1GiB"}, r"draft_memory='1GiB' means nothing to draft='early_exit'"),
@@ -120,6 +123,7 @@ def test_every_allowed_value_is_accepted() -> None:
         {"tree": (0, 0, 1), "draft_length": 2},
         {"tree": "siblings"},
         {"tree": (0, 0, 1, 2)},
+        {"tree": Tree((0, 0, 1, 2)), "draft_length": 2},
         {"tree": "chain", "acceptance": "rejection", "confidence_threshold": 0.5},
     ):
         config = SpeculationConfig.of(**settings)
@@ -135,6 +139,21 @@ def test_a_draft_length_of_0_is_the_baseline_of_any_settings(draft: str) -> None
 def test_token_ids_of_a_corpus_may_be_in_any_sequence() -> None:
     for corpus in ([3, 1, 4], (3, 1, 4), torch.tensor([3, 1, 4])):
         assert SpeculationConfig.of(corpus=corpus).corpus == (3, 1, 4)
+
+
+def test_a_tree_may_be_given_as_any_sequence_of_parents() -> None:
+    for tree in ([0, 0, 1], (0, 0, 1), torch.tensor([0, 0, 1]), numpy.array([0, 0, 1])):
+        config = SpeculationConfig.of(tree=tree)
+        assert config.tree == (0, 0, 1)
+        assert config.shape(2) == Tree((0, 0, 1), (0, 1, 0))
+        assert hash(config) == hash(SpeculationConfig(tree=(0, 0, 1)))
+
+
+def test_a_tree_that_is_given_whole_keeps_which_candidates_its_nodes_are() -> None:
+    """Parents alone would make the first node the draft's first choice."""
+    tree = Tree((0, 0, 1), (1, 0, 2))
+    assert Tree.of(tree.parents) != tree
+    assert SpeculationConfig(tree=tree).shape(2) == tree
 
 
 def test_settings_cannot_change_afterwards() -> None:

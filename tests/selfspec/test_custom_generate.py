@@ -10,6 +10,7 @@ from checks import exactly_one_warning, own_generate, text
 from streams import Recorder
 from tiny_models import random_prompts, tiny_model
 from torch import Tensor
+from transformers import MaxLengthCriteria
 
 import selfspec
 
@@ -69,3 +70,16 @@ def test_custom_generate_falls_back_with_its_streamer_and_processors(llama: Any)
         )
     assert torch.equal(out.sequences, expected.sequences)
     assert ours.log == own.log
+
+
+class Sooner(MaxLengthCriteria):
+    """A criterion of the caller's own that is built on transformers'."""
+
+
+def test_custom_generate_falls_back_with_criteria_built_on_transformers_own(llama: Any) -> None:
+    request = {**ONE, "max_new_tokens": 8, "num_beams": 2, "stopping_criteria": [Sooner(max_length=12)]}
+    expected = own_generate(llama, **request)
+    assert expected.shape[1] == 12
+    with exactly_one_warning(naming="num_beams=2"):
+        out = llama.generate(**request, custom_generate=selfspec.generate)
+    assert torch.equal(out, expected)

@@ -109,16 +109,17 @@ def test_a_criterion_with_a_memory_is_asked_once_a_token_in_order(
     assert criteria[0].asked == criteria[1].asked
 
 
-def test_a_criterion_with_a_memory_of_several_rows_is_left_to_the_model_itself(
-    llama: Any, tokenizer: Any
+@pytest.mark.parametrize("draft_length", [0, 1, 4, 8])
+def test_a_criterion_with_a_memory_of_several_rows_is_asked_as_in_the_models_own_loop(
+    llama: Any, tokenizer: Any, draft_length: int
 ) -> None:
     request = {**random_prompts(6, 11, 3), "max_new_tokens": 20, "eos_token_id": 7}
     stop = tokenizer.decode(own_generate(llama, **request)[0, 18:19])
-    expected = own_generate(llama, **request, stopping_criteria=[EndsWithText(tokenizer, stop, 3)])
-    selfspec.wrap(llama, exit_layer=2, draft_length=4)
-    with exactly_one_warning(naming="the stopping criterion EndsWithText over several rows"):
-        out = llama.generate(**request, stopping_criteria=[EndsWithText(tokenizer, stop, 3)])
-    assert torch.equal(out, expected)
+    criteria = [EndsWithText(tokenizer, stop, 3) for _ in range(2)]
+    expected = own_generate(llama, **request, stopping_criteria=[criteria[0]])
+    selfspec.wrap(llama, exit_layer=2, draft_length=draft_length, strict=True)
+    assert torch.equal(llama.generate(**request, stopping_criteria=[criteria[1]]), expected)
+    assert criteria[0].asked == criteria[1].asked
 
 
 class Automaton:
@@ -185,3 +186,29 @@ def test_a_wrapped_model_that_drafts_for_another_is_the_model_itself() -> None:
     selfspec.wrap(assistant, exit_layer=2, draft_length=3)
     with pytest.warns(UserWarning, match="cannot be speculated"):
         assert torch.equal(target.generate(**request), expected)
+
+
+@pytest.mark.parametrize("draft", [{}, {"exit_layer": 2, "draft_length": 4}], ids=str)
+def test_what_torch_compile_made_of_a_model_is_wrapped_as_the_model_inside(
+    llama: Any, draft: dict[str, Any]
+) -> None:
+    request = {**random_prompts(12, 5), "max_new_tokens": 9}
+    expected = own_generate(llama, **request)
+    compiled = torch.compile(llama, backend="eager")
+    assert selfspec.wrap(compiled, **draft, strict=True) is compiled
+    for model in (compiled, llama):
+        assert selfspec.is_wrapped(model)
+        assert torch.equal(model.generate(**request), expected)
+    assert compiled.speculation.total.calls == 2
+    selfspec.unwrap(compiled)
+    assert not selfspec.is_wrapped(llama)
+    assert not {"generate", "speculation"} & (vars(llama).keys() | vars(compiled).keys())
+    assert torch.equal(compiled.generate(**request, custom_generate=selfspec.generate), expected)
+
+
+def test_a_decoding_method_that_a_wrapped_model_has_anyway_changes_nothing(llama: Any, recwarn: Any) -> None:
+    request = {**random_prompts(12, 5), "max_new_tokens": 9}
+    expected = own_generate(llama, **request)
+    selfspec.wrap(llama, **SETTINGS)
+    assert torch.equal(llama.generate(**request, custom_generate=selfspec.generate), expected)
+    assert llama.speculation.total.calls == 1

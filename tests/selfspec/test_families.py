@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import selfspec
-from layer_skip import alibi, attention, decoder, recognition
+from layer_skip import alibi, attention, layout, recognition
 from layer_skip.families import FAMILIES, UnsupportedModelError
 
 # Windows and chunks are 10 to 16 tokens: prompts are shorter and longer, rows of a batch unequal.
@@ -123,18 +123,18 @@ def test_alibi_in_another_rounding_or_form_is_refused(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", ["mistral", "gemma3_text", "cohere2", "gpt_oss", "llama4_text"])
 def test_a_window_or_chunk_that_is_ignored_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The windows are longer than the wrap-time check, so only the text can tell."""
-    causal_mask = decoder.causal_mask
-    monkeypatch.setattr(decoder, "causal_mask", lambda p, n, reach, dtype: causal_mask(p, n, None, dtype))
+    causal_mask = layout.causal_mask
+    monkeypatch.setattr(layout, "causal_mask", lambda p, n, reach, dtype: causal_mask(p, n, None, dtype))
     assert differing(tiny_model(name), [(BATCH, 2, 4)]) == [(BATCH, 2, 4)]
 
 
 def test_a_chunk_that_is_taken_for_a_window_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    causal_mask = decoder.causal_mask
+    causal_mask = layout.causal_mask
 
     def as_window(positions: Any, n: int, reach: Any, dtype: Any) -> Any:
         return causal_mask(positions, n, getattr(reach, "size", None), dtype)
 
-    monkeypatch.setattr(decoder, "causal_mask", as_window)
+    monkeypatch.setattr(layout, "causal_mask", as_window)
     assert differing(tiny_model("llama4_text"), [(BATCH, 2, 4)]) == [(BATCH, 2, 4)]
 
 

@@ -15,7 +15,7 @@ from tiny_models import random_prompts, tiny_model
 from torch import Tensor
 
 import selfspec
-from layer_skip import decoder
+from layer_skip import layout
 from selfspec import acceptance, cache, engine, modes
 from selfspec.drafting import LowBit
 from selfspec.round import Draft, Verdict
@@ -205,12 +205,12 @@ def test_cache_rows_that_are_not_dropped_with_their_texts_are_noticed(
 
 
 def test_a_branch_that_sees_its_siblings_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    mask = decoder.tree_mask
+    mask = layout.tree_mask
 
     def causal(positions: Tensor, keys: Tensor, reach: Any, dtype: Any, ancestors: Tensor) -> Tensor:
         return mask(positions, keys, reach, dtype, torch.ones_like(ancestors).tril())
 
-    monkeypatch.setattr(decoder, "tree_mask", causal)
+    monkeypatch.setattr(layout, "tree_mask", causal)
     assert not greedy_text_is_the_models_own(TREE)
 
 
@@ -221,7 +221,7 @@ def test_a_branch_at_the_positions_of_its_columns_is_noticed(monkeypatch: pytest
 
 
 def test_a_window_counted_in_slots_and_not_in_positions_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    mask = decoder.tree_mask
+    mask = layout.tree_mask
 
     def by_slots(positions: Tensor, keys: Tensor, reach: Any, dtype: Any, ancestors: Tensor) -> Tensor:
         out = mask(positions, keys, None, dtype, ancestors)
@@ -231,7 +231,7 @@ def test_a_window_counted_in_slots_and_not_in_positions_is_noticed(monkeypatch: 
         far = torch.arange(keys.shape[1]) <= slots[:, :, None] - reach
         return out.masked_fill(far[:, None], torch.finfo(dtype).min)
 
-    monkeypatch.setattr(decoder, "tree_mask", by_slots)
+    monkeypatch.setattr(layout, "tree_mask", by_slots)
     assert greedy_text_is_the_models_own(TREE)  # no window there
     assert not greedy_text_is_the_models_own(TREE, "gemma2")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from selfspec.pacing import FixedLength, PayCheck, Rate
+from selfspec.pacing import FixedLength, PayCheck, Rate, TrialBudget
 
 
 @dataclass
@@ -121,3 +121,34 @@ def test_a_known_plain_speed_needs_no_warm_up() -> None:
     first, second = (Machine(plain=1.0, drafting=1.5, tokens=2) for _ in range(2))
     assert runs(first.run(PayCheck(plain=plain), 20)) == [(False, 3), (True, 17)]
     assert runs(second.run(PayCheck(plain=plain), 20)) == [(True, 20)]
+
+
+STAKES = {1: 0.2, 2: 0.4, 4: 0.8}
+"""Draft length -> plain rounds that it loses at worst."""
+
+
+def test_a_trial_stakes_half_of_what_is_left_and_its_last_on_the_shortest_draft() -> None:
+    budget = TrialBudget(share=0.1, foreseen=16)
+    tried = []
+    while length := budget.longest(STAKES, remaining=16):
+        tried.append(length)
+        budget.lost += STAKES[length]
+    assert tried == [4, 2, 1]
+    assert budget.lost <= 0.1 * 16
+    assert TrialBudget(share=0.1).longest({}, 16) == 0
+
+
+def test_what_drafts_have_earned_can_be_staked() -> None:
+    budget = TrialBudget(share=0.1, foreseen=16, lost=1.5)
+    assert budget.longest(STAKES, 16) == 0
+    budget.lost -= 1.7
+    assert budget.longest(STAKES, 16) == 4
+
+
+def test_no_more_is_staked_than_a_text_that_ends_early_may_lose() -> None:
+    budget = TrialBudget(share=0.1, foreseen=16)
+    assert budget.left(10_000) == budget.left(16) == pytest.approx(1.6)
+    check = PayCheck(budget=budget)
+    Machine(plain=1.0, drafting=1.0, tokens=2).run(check, 3)  # plain rounds, a token each
+    assert budget.left(10_000) == pytest.approx(1.9)
+    assert budget.left(0) == pytest.approx(0.3)

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 import selfspec
+from selfspec import wrapping
 
 REQUEST = {**random_prompts(6, 11, 3), "max_new_tokens": 12}
 SETTINGS = {"exit_layer": 2, "draft_length": 3}
@@ -106,3 +107,16 @@ def test_a_generate_that_somebody_put_on_the_instance_is_not_lost(llama: Any) ->
     with pytest.raises(selfspec.UnsupportedModelError, match="has a generate of its own"):
         selfspec.wrap(llama)
     assert llama.generate is own
+
+
+def test_nothing_is_put_on_the_model_before_all_of_it_is_there(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Any, model: Any) -> None:
+        raise AttributeError("a class without generate")
+
+    monkeypatch.setattr(wrapping.SpeculativeGenerate, "__init__", fail)
+    before = dict(vars(llama))
+    with pytest.raises(AttributeError, match="a class without generate"):
+        selfspec.wrap(llama, **SETTINGS)
+    assert vars(llama) == before

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 from typing import Any
 
 import pytest
@@ -113,6 +115,31 @@ def test_what_the_view_adds_is_logged_once_and_kept_in_the_statistics(
     assert record.message.startswith("4-bit view of 4 of 4 layers and the head: ")
     assert record.message == llama.speculation.stats.view
     assert capsys.readouterr() == ("", "")  # a library says nothing on its own
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("slow", "terminal"), [(True, True), (True, False), (False, True)])
+def test_on_a_terminal_the_making_of_a_large_view_is_shown_and_what_it_takes(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, slow: bool, terminal: bool
+) -> None:
+    stream = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(views, "_SLOW_MATRICES", 1 if slow else 1 << 27)
+    _, note = view_of(llama)
+    text = stream.getvalue()
+    if not (slow and terminal):
+        assert text == ""
+        return
+    bar, erased, rest = text.rpartition("\x1b[2K")
+    assert "head" in bar and "100%" in bar  # the last matrix, and all of them done
+    assert erased  # the bar is gone, the note stays
+    assert rest.strip() == note
+    assert "MiB added" in note
 
 
 @pytest.mark.parametrize("draft", ["auto", "low_bit", "hybrid"])

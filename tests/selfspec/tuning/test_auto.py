@@ -241,6 +241,18 @@ def test_found_tokens_are_taken_when_they_promise_more_than_the_arm(
     assert auto._worth([found]) is worth
 
 
+def test_found_tokens_are_compared_with_what_a_trial_may_draft() -> None:
+    found = [Found([1, 2, 3], 3)]
+    for check, worth in ((None, False), (PayCheck(), True)):
+        auto = World({LOW_BIT: 0.9}).auto(lookup=NoLookup(found), check=check)
+        auto.draft_length(100)
+        auto._choose(None)  # type: ignore[arg-type]
+        assert auto._worth(found) is worth  # less than a draft of 10 promises, more than one of 2
+    assert check is not None
+    check.budget.lost = 10.0
+    assert auto._worth([Found([1], 1)])  # nothing else may be drafted
+
+
 def test_found_tokens_are_counted_by_all_rows() -> None:
     """One row's find must pay for the passes of all of them."""
     world = World({LOW_BIT: 0.9})
