@@ -1,6 +1,7 @@
 """Whether every draft strategy writes the target's text, on 100 held-out prompts and both small models.
 
     python benchmarks/same_text.py
+    python benchmarks/same_text.py --resume
 
 Greedy text is compared with the model's own generate: in fp32 it is equal; in bf16 every difference is shown
 to be a near-tie. Sampled text is compared with AR's under the same seed, to which it is equal in both.
@@ -74,20 +75,23 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--resume", action="store_true", help="go on after the cases that are saved")
     parser.add_argument("--output", type=Path, default=HERE / "results")
     options = parser.parse_args()
-    found: dict[str, dict[str, Any]] = {}
-    wrong = False
+    saved = options.output / "same_text.json"
+    found: dict[str, dict[str, Any]] = json.loads(saved.read_text()) if options.resume else {}
     for model, folder in (("reference", None), ("plain twin", options.twin)):
         for dtype in ("float32", "bfloat16"):
             for decoding, temperature in (("greedy", None), ("temperature 0.8", 0.8)):
-                report = check(folder, dtype, temperature, options)
-                found[f"{model}, {dtype}, {decoding}"] = report.as_dict()
-                wrong |= bool(report.refused)
-    write_whole(options.output / "same_text.json", json.dumps(found, indent=1) + "\n")
-    write_whole(options.output / "same_text.md", page(found, options))
+                name = f"{model}, {dtype}, {decoding}"
+                if name in found:
+                    continue
+                print(name, file=sys.stderr, flush=True)
+                found[name] = check(folder, dtype, temperature, options).as_dict()
+                write_whole(saved, json.dumps(found, indent=1) + "\n")
+                write_whole(options.output / "same_text.md", page(found, options))
     print(page(found, options))
-    return int(wrong)
+    return int(any(line["refused"] for report in found.values() for line in report["lines"]))
 
 
 if __name__ == "__main__":
