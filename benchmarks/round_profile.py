@@ -1,4 +1,4 @@
-"""Where the time of a round goes, and what wrapping adds to memory.
+"""Where the time of a round goes, what lookup takes in a long text, and what wrapping adds to memory.
 
     python benchmarks/round_profile.py
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import sys
 import time
@@ -18,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,10 +32,12 @@ from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokeniz
 from selfspec.call import Call
 from selfspec.cli.loading import load
 from selfspec.drafting import Lookup
+from selfspec.drafting.lookup import LONGEST_FOUND, MatchRates
 from selfspec.drafting.margins import MarginStop
 from selfspec.files import write_whole
 from selfspec.modes import Coupled, Greedy
 from selfspec.processing import Processors
+from selfspec.rows import Rows
 
 RESULTS = Path(__file__).parent / "results"
 MODULES = {
@@ -58,6 +62,9 @@ ENGINE = {
 }
 SHARE_LIMIT = 0.15
 """The engine's own work may take this share of a round."""
+LONG_TEXT = 100_000
+LOOKUP_TARGET = 50e-6
+"""Seconds that lookup should take a round after so many tokens."""
 
 
 @contextmanager
@@ -134,6 +141,30 @@ def memory(model: Any, prompt: torch.Tensor, new_tokens: int) -> dict[str, int]:
     }
 
 
+def lookup_time(ids: list[list[int]], rounds: int = 512, tokens: int = 4) -> dict[str, float]:
+    """Seconds that lookup takes to read a long text, and a round after it in which `tokens` tokens came.
+
+    Args:
+        ids: prompts, which come again and again in the text.
+    """
+    dice = random.Random(0)
+    text: list[int] = []
+    new = (rounds + 1) * tokens
+    while len(text) < LONG_TEXT + new:
+        text += dice.choice(ids)
+    prompt = torch.tensor([text[:LONG_TEXT]])
+    rows = Rows.of_prompts(prompt, torch.ones_like(prompt), new, 0, eos_tokens=frozenset(), pad_token=0)
+    call: Any = SimpleNamespace(rows=rows)
+    lookup = Lookup(MatchRates())
+    seconds = []
+    for step in range(rounds + 1):
+        began = time.perf_counter()
+        lookup.find(call, LONGEST_FOUND)
+        seconds.append(time.perf_counter() - began)
+        rows.append(0, text[LONG_TEXT + step * tokens :][:tokens])
+    return {"reading": seconds[0], "round": statistics.median(seconds[1:])}
+
+
 def table(results: dict[str, Any]) -> str:
     """The page of results."""
     lines = ["# Where a round's time goes", "", "Conditions: " + json.dumps(results["conditions"]), ""]
@@ -153,7 +184,14 @@ def table(results: dict[str, Any]) -> str:
             f"Outside the model's modules: {found['engine_share']:.1%} (limit {SHARE_LIMIT:.0%}).",
             "",
         ]
+    reading, round_ = results["lookup"]["reading"], results["lookup"]["round"]
+    reached = "reached" if round_ <= LOOKUP_TARGET else "MISSED"
     lines += [
+        f"## Lookup after {LONG_TEXT:,} tokens",
+        "",
+        f"- a round: {1e6 * round_:.0f} microseconds, target {1e6 * LOOKUP_TARGET:.0f}: {reached}",
+        f"- reading the text, once: {reading:.2f} s",
+        "",
         "## Memory",
         "",
         *(f"- {name.replace('_', ' ')}: {size:,} bytes" for name, size in results["memory"].items()),
@@ -181,6 +219,7 @@ def main() -> int:
     selfspec.wrap(loaded.model, **{name: value for name, value in settings.items() if value is not None})
     for name, sampled in (("greedy", False), ("temperature 0.8", True)):
         results[name] = profile(loaded.model, prompts, sampled, options.new_tokens)
+    results["lookup"] = lookup_time(ids)
     results["conditions"] = conditions(loaded.model)
     write_whole(options.output / "round_profile.json", json.dumps(results, indent=1) + "\n")
     write_whole(options.output / "round_profile.md", table(results))

@@ -14,19 +14,19 @@ import argparse
 import gc
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from inflation import exit_layer_of, inflate
-from strategies_page import AR_ONE_ROW, fastest_ar, save, table
+from strategies_page import AR_ONE_ROW, AUTO, TREE, fastest_ar, save, table
 from tiling import SHAPES
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.low_bit import LowBitView
-from selfspec.benchmarking.contenders import AR, EARLY_EXIT, GENERATE, LOOKUP, Contender
+from selfspec.benchmarking.contenders import AR, EARLY_EXIT, GENERATE, LOOKUP, Contender, bind
 from selfspec.benchmarking.measure import Workload
 from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
 from selfspec.benchmarking.render import markdown_table
@@ -34,8 +34,13 @@ from selfspec.benchmarking.session import run_comparison
 from selfspec.cli.loading import Loaded, load
 from selfspec.cli.progress import progress_bar
 from selfspec.tuning.costs import WIDTHS, time_passes
+from selfspec.tuning.trees import find_tree
 
 RESULTS = Path(__file__).parent / "results"
+_FOR_TREE = 4
+"""Prompts, after those that are measured, along which the static tree is found."""
+_DEEPEST_TREE = 8
+SIBLINGS = {"draft": "low_bit", "tree": "siblings"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,13 @@ class Case:
         return f"{self.model}, {size}, {decoding}"
 
 
-def contenders(exit_layer: int) -> tuple[Contender, ...]:
-    """Who is measured; `exit_layer` is where a model that was trained for it exits."""
+def contenders(exit_layer: int, found: Mapping[str, Any] = SIBLINGS) -> tuple[Contender, ...]:
+    """Who is measured.
+
+    Args:
+        exit_layer: where a model that was trained for it exits.
+        found: settings of drafts by the static tree that was found for this case.
+    """
     free = {"deterministic": False}
     return (
         Contender(GENERATE, "the model's own generate"),
@@ -65,11 +75,12 @@ def contenders(exit_layer: int) -> tuple[Contender, ...]:
         Contender(
             "low bit, siblings",
             "a second candidate beside each token of the chain",
-            {"draft": "low_bit", "tree": "siblings"},
+            SIBLINGS,
         ),
+        Contender(TREE, "the best static tree, found by dynamic programming", found),
         Contender("lookup", "a suffix automaton over the text so far", {"draft": "lookup"}),
         Contender("hybrid", "lookup, then low bit", {"draft": "hybrid"}),
-        Contender("auto", "the default: measures and chooses", {}),
+        Contender(AUTO, "the default: measures and chooses", {}),
         Contender(
             EARLY_EXIT,
             f"built into transformers, E = {exit_layer}",
@@ -81,32 +92,58 @@ def contenders(exit_layer: int) -> tuple[Contender, ...]:
 
 
 def costs(model: Any) -> dict[str, Any]:
-    """What passes cost in plain steps: verification by width, and a draft step of the 4-bit view."""
+    """What passes cost in plain steps: verification by width, draft steps by exit layer and by width."""
     decoder = LayeredDecoder(model)
-    view = LowBitView(decoder, decoder.n_layers)
+    n_layers = decoder.n_layers
+    view = LowBitView(decoder, n_layers)
     exact, low = time_passes(decoder), time_passes(view.of(decoder))
-    step = exact.seconds(decoder.n_layers, 1)
+    step = exact.seconds(n_layers, 1)
     return {
+        "layers": n_layers,
         "step_seconds": step,
-        "verify": {m: exact.seconds(decoder.n_layers, m) / step for m in WIDTHS},
-        "low_bit_step": {m: low.seconds(decoder.n_layers, m) / step for m in WIDTHS},
+        "exit_step": {e: exact.seconds(e, 1) / step for e in range(1, n_layers)},
+        "view_step": {e: low.seconds(e, 1) / step for e in range(1, n_layers + 1)},
+        "verify": {m: exact.seconds(n_layers, m) / step for m in WIDTHS},
+        "low_bit_step": {m: low.seconds(n_layers, m) / step for m in WIDTHS},
         "view_bytes": view.bytes,
         "view_share": view.bytes / view.viewed_bytes,
     }
 
 
+def with_found_tree(
+    model: Any, exit_layer: int, prompts: Sequence[Sequence[int]], workload: Workload
+) -> dict[str, Any]:
+    """Settings that draft by the best static tree for this model and way of decoding."""
+    fixed = {"draft": "low_bit", "exit_layer": exit_layer}
+    siblings = {**SIBLINGS, **fixed, "draft_length": _DEEPEST_TREE}
+    bound = bind(model, Contender(TREE, "", siblings))
+    ids = [torch.tensor([prompt]) for prompt in prompts]
+    tree = find_tree(bound, ids, generate_arguments=workload.arguments())
+    return {**fixed, "tree": tree, "draft_length": tree.depth}
+
+
 def measure(case: Case, loaded: Loaded, model: Any, options: argparse.Namespace) -> dict[str, Any]:
     """One case: all contenders interleaved, and the costs of this model's passes."""
-    exit_layer = 3 if case.shape is None else exit_layer_of(SHAPES[case.shape], 3)
-    ids = tokenized(loaded.tokenizer, read_prompts(bundled_prompts()), options.prompt_tokens, options.prompts)
+    trained_exit = 3 if case.shape is None else exit_layer_of(SHAPES[case.shape], 3)
+    texts, count = read_prompts(bundled_prompts()), options.prompts
+    ids = tokenized(loaded.tokenizer, texts, options.prompt_tokens, count + _FOR_TREE)
     workload = Workload(new_tokens=options.new_tokens, temperature=case.temperature, warm_up=1)
     described = {"model": case.name, "prompts": "benchmarks/prompts/code.jsonl"}
-    chosen = [c for c in contenders(exit_layer) if c.name in (options.contenders or [c.name])]
+    names = options.contenders or [c.name for c in contenders(trained_exit)]
+    found = SIBLINGS
+    if TREE in names:
+        exit_layer = trained_exit if case.model == "reference" else model.config.num_hidden_layers
+        found = with_found_tree(model, exit_layer, ids[count:], workload)
+    chosen = {c.name: c for c in contenders(trained_exit, found) if c.name in names}
+    ids = ids[:count]
     with progress_bar(True) as advance:
-        report = run_comparison(model, chosen, ids, workload, loaded.pad, described, advance)
+        report = run_comparison(model, list(chosen.values()), ids, workload, loaded.pad, described, advance)
     print(f"\n{case.name}\n{markdown_table(report)}", flush=True)
     data = report.as_dict() | {"fastest_ar": fastest_ar(report), "costs": costs(model)}
-    return data | {"table": markdown_table(report)}
+    if AUTO in chosen:
+        view = bind(model, chosen[AUTO]).speculation.view
+        data["costs"]["auto_view_bytes"] = 0 if view is None else view.bytes
+    return data | {"tree": str(found["tree"]), "table": markdown_table(report)}
 
 
 def cases(options: argparse.Namespace) -> Iterator[tuple[Case, Loaded, Any]]:

@@ -6,6 +6,7 @@ python benchmarks/strategies_page.py
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,23 @@ from selfspec.files import write_whole
 AR_ONE_ROW = "AR, one row"
 """AR at the shapes that come, without padding: the faster of the two is what everybody is compared with."""
 BEGIN, END = "<!-- strategies: python benchmarks/strategies_page.py -->", "<!-- end of the strategies -->"
+_LEGEND = """Under each table what drafting takes. c: a draft step over a plain step, at the exit layer of the
+last call; 0 for what is copied, and for a mixture that of its own layers. m: tokens verified in a round on
+average. Empty: not measured in this run."""
 Results = dict[str, dict[str, Any]]
 """Case -> its report as JSON."""
 AUTO = "auto"
+TREE = "low bit, tree"
+VIEWED = ("low bit", "low bit, siblings", TREE, "hybrid")
+"""Who drafts with the 4-bit view, wherever it is."""
+DRAFTING = (
+    "draft cost c",
+    "verify width m",
+    "verify(m) / verify(1)",
+    "acceptance rate",
+    "acceptance length",
+    "MiB added",
+)
 TARGETS = {
     "reference, inflated to 1b, greedy": 2.5,
     "reference, inflated to 1b, temperature 0.8": 2.2,
@@ -44,6 +59,66 @@ def table(results: Results) -> str:
     distinct = (f"{_line(report, AR)['distinct_3grams']:.2f}" for report in results.values())
     lines.append(f"| distinct 3-grams of AR's text | {' | '.join(distinct)} |")
     return "\n".join(lines)
+
+
+def drafting(report: dict[str, Any]) -> str:
+    """What drafting and verifying cost, how much of it stands, and the memory added; empty: not measured."""
+    lines = [f"| | {' | '.join(DRAFTING)} |", f"|---|{'---:|' * len(DRAFTING)}"]
+    for line in report["lines"]:
+        if line["acceptance_rate"] is not None:
+            cells = (
+                "" if value is None else f"{value:.{digits}f}" for value, digits in _drafting(report, line)
+            )
+            lines.append(f"| {line['name']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _drafting(report: dict[str, Any], line: dict[str, Any]) -> list[tuple[float | None, int]]:
+    """A row of that table: numbers, and how many digits of them to show."""
+    costs, rate, length = report["costs"], line["acceptance_rate"], line["acceptance_length"]
+    width = 1 + (length - 1) / rate if rate else None
+    wider = width and _between({int(m): cost for m, cost in costs["verify"].items()}, width)
+    memory = _bytes_added(costs, line["name"])
+    return [
+        (_draft_cost(report, line), 2),
+        (width, 1),
+        (wider, 2),
+        (rate, 2),
+        (length, 2),
+        (None if memory is None else memory / 2**20, 0),
+    ]
+
+
+def _draft_cost(report: dict[str, Any], line: dict[str, Any]) -> float | None:
+    """A draft step by the model's own layers over a plain step, at the exit layer of the last call."""
+    costs, name = report["costs"], line["name"]
+    if name == "lookup":
+        return 0.0
+    named = re.search(r"\bE = (\d+)", line["about"])
+    if named is None:
+        return None
+    whole = int(named[1]) == costs.get("layers")
+    if name == "early exit":
+        step = costs.get("exit_step", {}).get(named[1])
+    elif name in VIEWED or whole:  # only a view drafts with all layers
+        step = costs.get("view_step", {}).get(named[1], costs["low_bit_step"]["1"] if whole else None)
+    else:
+        step = None
+    return step
+
+
+def _bytes_added(costs: dict[str, Any], name: str) -> int | None:
+    if name == AUTO:
+        return costs.get("auto_view_bytes")
+    return costs["view_bytes"] if name in VIEWED else 0
+
+
+def _between(costs: dict[int, float], width: float) -> float:
+    """Linear between the widths that were timed."""
+    widths = sorted(costs)
+    upper = next((m for m in widths[1:] if m >= width), widths[-1])
+    lower = widths[widths.index(upper) - 1]
+    return costs[lower] + (width - lower) / (upper - lower) * (costs[upper] - costs[lower])
 
 
 def verdicts(results: Results) -> list[str]:
@@ -82,13 +157,20 @@ def plot(results: Results) -> bytes:
 def save(results: Results, folder: Path) -> None:
     """JSON, page and plot, after every case, so that an interruption costs one of them only."""
     write_whole(folder / "strategies.json", json.dumps(results, indent=1) + "\n")
-    pages = ["# Draft strategies", "", table(results), "", "![speed by strategy](strategies.png)", ""]
-    pages += [*verdicts(results), ""]
-    for name, result in results.items():
-        pages += [f"## {name}", "", result["table"], "", "Costs in plain steps:", ""]
-        pages += [f"- {key}: {json.dumps(value)}" for key, value in result["costs"].items()] + [""]
-    write_whole(folder / "strategies.md", "\n".join(pages))
+    write_whole(folder / "strategies.md", page(results))
     write_whole(folder / "strategies.png", plot(results))
+
+
+def page(results: Results) -> str:
+    """Everything as Markdown."""
+    lines = ["# Draft strategies", "", table(results), "", "![speed by strategy](strategies.png)", ""]
+    lines += [*verdicts(results), "", _LEGEND, ""]
+    for name, result in results.items():
+        lines += [f"## {name}", "", result["table"], "", drafting(result), ""]
+        lines += [f"Costs in plain steps of {result['costs']['layers']} layers:", ""]
+        costs = ((key, value) for key, value in result["costs"].items() if key != "layers")
+        lines += [f"- {key}: {json.dumps(value)}" for key, value in costs] + [""]
+    return "\n".join(lines)
 
 
 def into_readme(results: Results, readme: Path) -> None:

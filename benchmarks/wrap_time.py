@@ -30,7 +30,8 @@ from selfspec.files import write_whole
 from selfspec.shapes import forget_probes
 from selfspec.views import make_view
 
-TARGET = 1.0
+TARGETS = {"the rest": 1.0, "low-bit view": 20.0}
+"""Seconds that a part of wrapping may take."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "early exit, E and K given": {"draft": "early_exit", "exit_layer": 4, "draft_length": 4},
     "low bit, E and K given": {"draft": "low_bit", "exit_layer": 16, "draft_length": 6},
@@ -60,6 +61,11 @@ def measure(model: Any, settings: dict[str, Any]) -> dict[str, float]:
     return dict(zip(COLUMNS, parts, strict=True))
 
 
+def missed(found: dict[str, dict[str, float]], part: str) -> list[str]:
+    """The settings under which a part of wrapping takes longer than it may."""
+    return [name for name, row in found.items() if row[part] > TARGETS[part]]
+
+
 def main() -> int:
     """Measure, save, print; 1 when a wrap takes longer than it may."""
     parser = argparse.ArgumentParser(
@@ -76,7 +82,7 @@ def main() -> int:
     for name, settings in SETTINGS.items():
         runs = [measure(model, settings) for _ in range(options.repeats)]
         found[name] = {column: min(run[column] for run in runs) for column in COLUMNS}
-    missed = [name for name, row in found.items() if row["the rest"] > TARGET]
+    verdicts = {part: missed(found, part) for part in TARGETS}
     lines = [f"| seconds | {' | '.join(COLUMNS)} |", f"|---|{'---:|' * len(COLUMNS)}"]
     lines += [f"| {name} | {' | '.join(f'{x:.2f}' for x in row.values())} |" for name, row in found.items()]
     about = conditions(model)
@@ -88,7 +94,10 @@ def main() -> int:
         "",
         *lines,
         "",
-        f"- the rest under {TARGET:g} s: {'MISSED by ' + ', '.join(missed) if missed else 'reached'}",
+        *(
+            f"- {part} under {TARGETS[part]:g} s: {'MISSED by ' + ', '.join(names) if names else 'reached'}"
+            for part, names in verdicts.items()
+        ),
         f"- the bundled model inflated to {options.shape}, {about['dtype']}, {about['hardware']}, "
         f"{about['threads']} threads. {versions}.",
         "",
@@ -96,7 +105,7 @@ def main() -> int:
     write_whole(options.output / "wrap_time.json", json.dumps({"seconds": found, **about}, indent=1) + "\n")
     write_whole(options.output / "wrap_time.md", "\n".join(page))
     print("\n".join(page))
-    return int(bool(missed))
+    return int(any(verdicts.values()))
 
 
 if __name__ == "__main__":

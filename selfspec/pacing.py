@@ -49,8 +49,8 @@ class TrialBudget:
     So a call is never behind plain decoding by more than a share of its length, however wrong drafts are.
     """
 
-    share: float = 0.02
-    """Of the call's plain rounds. With what reading the exits may take, a call loses 3% at most."""
+    share: float = 0.03
+    """Of the call's plain rounds."""
     foreseen: int = 48
     """Tokens ahead that are counted on: a text may end long before its limit."""
     tokens: float = 0.0

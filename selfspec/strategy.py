@@ -10,7 +10,7 @@ from selfspec.config import SpeculationConfig
 from selfspec.drafting import EarlyExit, Lookup, LowBit, ModelDrafter, StopRule
 from selfspec.drafting.margins import MarginStop
 from selfspec.drafting.suffix_automaton import SuffixAutomaton
-from selfspec.pacing import FixedLength, Pacer, PayCheck
+from selfspec.pacing import FixedLength, Pacer, PayCheck, TrialBudget
 from selfspec.round import Arm
 from selfspec.rows import Rows
 from selfspec.shapes import ShapePlan
@@ -20,6 +20,8 @@ from selfspec.tuning.costs import WIDTHS
 from selfspec.tuning.knowledge import LONGEST_CHOSEN, Knowledge
 from selfspec.tuning.reading import Reading, affordable_samples
 
+MEASURING_SHARE = 0.03
+"""Most of a call's plain time that reading exits and trying drafts may cost together."""
 _READING_SHARE = 0.02
 """Share of a call's expected time that reading the exits along its prompt may take."""
 _USUAL_SPEEDUP = 3.0
@@ -83,21 +85,28 @@ class Strategy:
         config, n = self.config, len(rows.active)
         measured = config.draft_length == "auto"
         arms = {arm: self._drafter(arm, self._stop(arm, sampled)) for arm in self._arms(decoder)}
+        reading = self._reading(decoder, rows) if len(arms) > 1 else None
         return Auto(
             knowledge=self.knowledge,
             arms=arms,
             plain=EarlyExit(1),
             lengths=self._lengths(),
             lookup=Lookup(self.knowledge.matches[sampled], self.corpus) if config.looks_up else None,
-            check=PayCheck(warmup=1, delay=2, plain=self.knowledge.plain_rate(n)) if measured else None,
+            check=self._check(n, reading is not None) if measured else None,
             shapes=shapes,
             rows=n,
             sampled=sampled,
             stats=stats,
             branches=config.tree != "chain",
             longest_found=self._longest_found(),
-            reading=self._reading(decoder, rows) if len(arms) > 1 else None,
+            reading=reading,
         )
+
+    def _check(self, rows: int, reads: bool) -> PayCheck:
+        """Whether drafting pays; what reading the exits takes comes off what trials may lose."""
+        share = MEASURING_SHARE - (_READING_SHARE / _USUAL_SPEEDUP if reads else 0.0)
+        plain = self.knowledge.plain_rate(rows)
+        return PayCheck(warmup=1, delay=2, plain=plain, budget=TrialBudget(share))
 
     def _arms(self, decoder: LayeredDecoder) -> Iterator[Arm]:
         """The ways to draft with the model's layers that the settings allow."""

@@ -92,7 +92,7 @@ def test_no_call_loses_more_than_3_percent_by_finding_out(name: str, chance: flo
     known.exact = flat(1.0, head)
     world = World(dict.fromkeys(arms, chance), known)
     calls = [world.call(paid(world), tokens) for _ in range(8)]
-    assert max(calls) <= 1.03
+    assert max(calls) <= 1.03 + 1e-9
     assert any(length for _, length in world.history) or tokens == 16  # it does find out
 
 
