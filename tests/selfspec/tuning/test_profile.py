@@ -166,7 +166,7 @@ def test_a_profile_without_one_of_its_parts_is_refused(saved: tuple[Any, Path]) 
         for name in data[part]:
             less = {**data, part: {key: value for key, value in data[part].items() if key != name}}
             path.write_text(json.dumps(less), encoding="utf-8")
-            if part == "setting" and name in ("confidence_threshold", "siblings", "draft"):
+            if part == "setting" and name in ("confidence_threshold", "siblings", "draft", "tree"):
                 continue  # what a setting without them means is clear
             with pytest.raises(ProfileError, match="is damaged"):
                 Profile.load(path)
