@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+MEASURING_SHARE = 0.03
+"""Most of a call's plain time that finding out what pays may cost."""
 _REMEMBERED = 16
 """Rounds that a rate is taken over."""
 
@@ -49,7 +51,7 @@ class TrialBudget:
     So a call is never behind plain decoding by more than a share of its length, however wrong drafts are.
     """
 
-    share: float = 0.03
+    share: float = MEASURING_SHARE
     """Of the call's plain rounds."""
     foreseen: int = 48
     """Tokens ahead that are counted on: a text may end long before its limit."""

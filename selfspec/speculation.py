@@ -3,6 +3,7 @@
 import logging
 import threading
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from selfspec.rows import Rows
 from selfspec.shapes import FASTEST, ShapePlan, describe, probe
 from selfspec.stats import Stats
 from selfspec.strategy import Strategy
-from selfspec.tuning.costs import PassCosts, time_passes
+from selfspec.tuning.costs import WIDTHS, PassCosts, time_passes
 from selfspec.tuning.following import follow
 from selfspec.tuning.knowledge import Knowledge
 from selfspec.tuning.profile import Profile
@@ -222,9 +223,10 @@ class Speculation:
             raise RuntimeError("nothing is known of this model yet: generate with it first")
         return self._knowledge
 
-    def _time(self, decoder: LayeredDecoder) -> PassCosts:
+    def _time(self, decoder: LayeredDecoder, widths: Sequence[int] = WIDTHS) -> PassCosts:
         """Costs of the passes of the model, or of a view, as calls will run them."""
-        return time_captured(decoder) if self.on_device(decoder) else time_passes(decoder)
+        time = time_captured if self.on_device(decoder) else time_passes
+        return time(decoder, widths)
 
     def _wants_view(self, decoder: LayeredDecoder, knowledge: Knowledge) -> bool:
         kind = self.config.kind
@@ -245,7 +247,8 @@ class Speculation:
             first = LowBitView(decoder, 1, self.config.draft_bits, head=False)
         except NothingToViewError:
             return False
-        return self._time(first.of(decoder)).layer[0] <= _WORTHWHILE_VIEW * knowledge.exact.layer[0]
+        step = self._time(first.of(decoder), WIDTHS[:1])  # wider ones may take seconds where it does not pay
+        return step.layer[0] <= _WORTHWHILE_VIEW * knowledge.exact.layer[0]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy measures and packs its own: a view follows the weights of one model.

@@ -10,7 +10,7 @@ from selfspec.config import SpeculationConfig
 from selfspec.drafting import EarlyExit, Lookup, LowBit, ModelDrafter, StopRule
 from selfspec.drafting.margins import MarginStop
 from selfspec.drafting.suffix_automaton import SuffixAutomaton
-from selfspec.pacing import FixedLength, Pacer, PayCheck, TrialBudget
+from selfspec.pacing import MEASURING_SHARE, FixedLength, Pacer, PayCheck, TrialBudget
 from selfspec.round import Arm
 from selfspec.rows import Rows
 from selfspec.shapes import ShapePlan
@@ -20,8 +20,6 @@ from selfspec.tuning.costs import WIDTHS
 from selfspec.tuning.knowledge import LONGEST_CHOSEN, Knowledge
 from selfspec.tuning.reading import Reading, affordable_samples
 
-MEASURING_SHARE = 0.03
-"""Most of a call's plain time that reading exits and trying drafts may cost together."""
 _READING_SHARE = 0.02
 """Share of a call's expected time that reading the exits along its prompt may take."""
 _USUAL_SPEEDUP = 3.0

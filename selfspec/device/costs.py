@@ -1,6 +1,6 @@
 """What passes cost as they run on the device alone: a few layers and the head, captured and timed once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -21,8 +21,8 @@ _REPEATS = 5
 
 
 @torch.inference_mode()
-def time_captured(decoder: LayeredDecoder) -> PassCosts:
-    """Time layers and head of `decoder` (the model, or a view of it) at growing widths, as graphs.
+def time_captured(decoder: LayeredDecoder, widths: Sequence[int] = WIDTHS) -> PassCosts:
+    """Time layers and head of `decoder` (the model, or a view of it) as graphs, at growing widths or some.
 
     Raises:
         RuntimeError: the device cannot capture them.
@@ -30,7 +30,7 @@ def time_captured(decoder: LayeredDecoder) -> PassCosts:
     run, layers, heads = lean(decoder)[0], [], []
     n_layers = min(_TIMED_LAYERS, decoder.n_layers)
     buffers, end = Buffers(1, _SLOTS, decoder.device), Exit(run, fused=True)
-    for width in WIDTHS:
+    for width in widths:
         cache = KVCache(1, decoder.n_layers, _SLOTS)
         first = torch.full((1,), _SLOTS // 2 - width, dtype=torch.int64, device=decoder.device)
         span = run.span_on_device(first, width)

@@ -36,14 +36,14 @@ class PassCosts:
 
 
 @torch.inference_mode()
-def time_passes(decoder: LayeredDecoder) -> PassCosts:
-    """Time layers and head of `decoder` (the model, or a view of it) at growing widths.
+def time_passes(decoder: LayeredDecoder, widths: Sequence[int] = WIDTHS) -> PassCosts:
+    """Time layers and head of `decoder` (the model, or a view of it) at growing widths, or some of those.
 
     The least of a few repeats: what disturbs a measurement only ever adds to it. Passes of large models are
     repeated less: they take long enough for disturbances to even out, and `wrap` waits for them.
     """
     layers, heads = [], []
-    for width in WIDTHS:
+    for width in widths:
         cache = KVCache(1, decoder.n_layers, _KEYS)
         positions = torch.arange(width, device=decoder.device)[None]
         span = decoder.span(positions, _KEYS, 0)

@@ -9,7 +9,7 @@ from tiny_models import random_prompts
 
 import selfspec
 from selfspec import speculation
-from selfspec.tuning.costs import time_passes
+from selfspec.tuning.costs import WIDTHS, time_passes
 
 
 @pytest.fixture
@@ -22,9 +22,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         log.append("shapes")
         return own_probe(decoder)
 
-    def timed(decoder: Any) -> Any:
+    def timed(*arguments: Any) -> Any:
         log.append("passes")
-        return time_passes(decoder)
+        return time_passes(*arguments)
 
     monkeypatch.setattr(speculation, "probe", probe)
     monkeypatch.setattr(speculation, "time_passes", timed)
@@ -53,3 +53,18 @@ def test_the_default_times_passes_when_it_wraps(llama: Any, measured: list[str])
     assert at_wrap >= 2  # the model's, those of a first layer in few bits, and the view's if it pays
     llama.generate(**random_prompts(5), max_new_tokens=8)
     assert measured.count("passes") == at_wrap
+
+
+def test_whether_a_view_pays_is_told_by_the_one_width_that_is_compared(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: list[Any] = []
+
+    def timed(decoder: Any, some: Any) -> Any:
+        widths.append(some)
+        return time_passes(decoder, some)
+
+    monkeypatch.setattr(speculation, "time_passes", timed)
+    selfspec.wrap(llama)
+    assert sorted(widths)[0] == (1,)  # the trial's
+    assert set(widths) == {(1,), WIDTHS}

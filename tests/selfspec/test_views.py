@@ -178,7 +178,7 @@ def test_no_view_is_made_where_none_is_used(llama: Any, draft: str) -> None:
 def test_auto_makes_a_view_only_where_its_layers_are_faster(
     llama: Any, monkeypatch: pytest.MonkeyPatch, share: float, made: bool
 ) -> None:
-    def timed(decoder: LayeredDecoder) -> PassCosts:
+    def timed(decoder: LayeredDecoder, *_: object) -> PassCosts:
         packed = any("Packed" in type(m).__name__ for m in decoder.layers[0].modules())
         return PassCosts((share if packed else 1.0,) * 6, (1.0,) * 6)
 

@@ -40,9 +40,18 @@ TREES: list[dict[str, Any]] = [
     {"tree": OWN_TREE},
 ]
 EVERY = CHAINS + TREES
+KINDS: list[dict[str, Any]] = [
+    {"exit_layer": 2, "draft_length": 0},
+    {"exit_layer": 2, "draft_length": 3},
+    {"exit_layer": 3, "draft_length": 8},
+    {"exit_layer": 2, "draft_length": 3, "tree": "siblings"},
+    {"draft": "lookup"},
+    {"draft": "auto"},
+]
+"""One of each kind of round, no drafts first."""
 
 
-def costs_under_which_drafts_pay(decoder: LayeredDecoder) -> PassCosts:
+def costs_under_which_drafts_pay(decoder: LayeredDecoder, *_: object) -> PassCosts:
     """In place of timing: a pass costs the same for any tokens, and a tenth in low bits.
 
     On a real machine these models are bound by overhead, and "auto" would rightly draft little.
