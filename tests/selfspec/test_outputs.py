@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from checks import own_generate, text
+from checks import EVERYTHING, own_generate, text
+from strategies import KINDS
 from tiny_models import random_prompts, tiny_model
 from torch import Tensor
 
@@ -15,15 +16,6 @@ import selfspec
 from selfspec.outputs import KeepingCache
 
 ONE, BATCH = random_prompts(9), random_prompts(6, 11, 3)
-EVERYTHING = {"output_scores": True, "output_logits": True, "return_dict_in_generate": True}
-SETTINGS = [
-    {"exit_layer": 2, "draft_length": 0},
-    {"exit_layer": 2, "draft_length": 3},
-    {"exit_layer": 3, "draft_length": 8},
-    {"exit_layer": 2, "draft_length": 3, "tree": "siblings"},
-    {"draft": "lookup"},
-    {"draft": "auto"},
-]
 
 
 def frequent(model: Any, prompts: dict[str, Tensor], count: int) -> list[int]:
@@ -45,7 +37,7 @@ def assert_same(actual: Any, expected: Any) -> None:
                 torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("setting", KINDS, ids=str)
 @pytest.mark.parametrize("prompts", [ONE, BATCH], ids=["one row", "batch"])
 def test_scores_and_logits_are_the_models_own(
     llama: Any, setting: dict[str, Any], prompts: dict[str, Tensor]
@@ -57,7 +49,7 @@ def test_scores_and_logits_are_the_models_own(
     assert_same(llama.generate(**request), expected)
 
 
-@pytest.mark.parametrize("setting", SETTINGS[1:4], ids=str)
+@pytest.mark.parametrize("setting", KINDS[1:4], ids=str)
 def test_rows_that_ended_have_the_scores_of_the_pad_tokens_that_follow(
     family: str, setting: dict[str, Any]
 ) -> None:
@@ -73,7 +65,7 @@ def test_rows_that_ended_have_the_scores_of_the_pad_tokens_that_follow(
 
 
 def test_only_what_was_asked_for_comes_back(llama: Any) -> None:
-    selfspec.wrap(llama, **SETTINGS[1], strict=True)
+    selfspec.wrap(llama, **KINDS[1], strict=True)
     for asked in ({}, {"output_scores": True}, {"output_logits": True}):
         request = {**ONE, "max_new_tokens": 5, "return_dict_in_generate": True, **asked}
         assert_same(llama.generate(**request), own_generate(llama, **request))
@@ -83,7 +75,7 @@ def test_only_what_was_asked_for_comes_back(llama: Any) -> None:
 @pytest.mark.parametrize("acceptance", ["coupled", "rejection"])
 def test_sampled_scores_lead_to_the_text(llama: Any, acceptance: str) -> None:
     """compute_transition_scores reads log-probabilities from them: a finite one for every token."""
-    selfspec.wrap(llama, **SETTINGS[1], acceptance=acceptance, strict=True)
+    selfspec.wrap(llama, **KINDS[1], acceptance=acceptance, strict=True)
     request = {**BATCH, "max_new_tokens": 16, "do_sample": True, "top_k": 5, "temperature": 0.7, **EVERYTHING}
     torch.manual_seed(0)
     out = llama.generate(**request)
@@ -98,7 +90,7 @@ def test_sampled_scores_lead_to_the_text(llama: Any, acceptance: str) -> None:
 
 def test_nothing_is_recorded_where_it_is_not_asked_for(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("selfspec.generation.Record", None)
-    selfspec.wrap(llama, **SETTINGS[1])
+    selfspec.wrap(llama, **KINDS[1])
     expected = own_generate(llama, **BATCH, max_new_tokens=8)
     assert torch.equal(text(llama, **BATCH, max_new_tokens=8), expected)
 

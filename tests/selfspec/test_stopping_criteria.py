@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from checks import exactly_one_warning, own_generate
+from checks import EVERYTHING, exactly_one_warning, own_generate
 from criteria import Crowd, EndsWith, Patience, Sure
+from strategies import KINDS
 from streams import Recorder
 from tiny_models import PAD, random_prompts
 from torch import Tensor
@@ -20,15 +21,6 @@ from selfspec.rows import RoundEvent
 NEW = 24
 BATCH = random_prompts(6, 11, 3)
 WIDTH = 11
-SETTINGS = [
-    {"exit_layer": 2, "draft_length": 0},
-    {"exit_layer": 2, "draft_length": 3},
-    {"exit_layer": 3, "draft_length": 8},
-    {"exit_layer": 2, "draft_length": 3, "tree": "siblings"},
-    {"draft": "lookup"},
-    {"draft": "auto"},
-]
-EVERYTHING = {"output_scores": True, "output_logits": True, "return_dict_in_generate": True}
 
 
 def frequent(model: Any, count: int, prompts: dict[str, Tensor] = BATCH) -> list[int]:
@@ -58,7 +50,7 @@ def both(
     return done
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("setting", KINDS, ids=str)
 @pytest.mark.parametrize("with_end", [True, False], ids=["end token", "no end token"])
 def test_a_criterion_that_looks_at_all_rows_is_asked_what_the_models_own_loop_asks(
     llama: Any, setting: dict[str, Any], with_end: bool
@@ -73,7 +65,7 @@ def test_a_criterion_that_looks_at_all_rows_is_asked_what_the_models_own_loop_as
 
 
 @pytest.mark.parametrize("with_end", [True, False], ids=["end token", "no end token"])
-@pytest.mark.parametrize("setting", SETTINGS[1:5], ids=str)
+@pytest.mark.parametrize("setting", KINDS[1:5], ids=str)
 def test_scores_logits_and_the_cache_are_those_of_the_text_that_stays(
     llama: Any, setting: dict[str, Any], with_end: bool
 ) -> None:
@@ -96,7 +88,7 @@ def test_scores_logits_and_the_cache_are_those_of_the_text_that_stays(
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("setting", SETTINGS[:4], ids=str)
+@pytest.mark.parametrize("setting", KINDS[:4], ids=str)
 def test_a_criterion_that_reads_scores_gets_those_of_every_step(
     llama: Any, setting: dict[str, Any], rows: int
 ) -> None:
@@ -113,7 +105,7 @@ def test_a_criterion_that_reads_scores_gets_those_of_every_step(
 
 def test_scores_are_not_given_where_the_call_does_not_return_them(llama: Any) -> None:
     request = {**BATCH, "max_new_tokens": 4, "output_logits": True, "return_dict_in_generate": True}
-    for _, criterion, _ in both(llama, SETTINGS[1], lambda: Sure(lead=0.0), request):
+    for _, criterion, _ in both(llama, KINDS[1], lambda: Sure(lead=0.0), request):
         assert criterion.given == [None] * 4
 
 
@@ -135,7 +127,7 @@ def test_scores_of_ended_rows_are_left_to_the_model_unless_nobody_reads_them(lla
 @pytest.mark.parametrize("sampling", [{}, {"do_sample": True}], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(
     ("acceptance", "setting"),
-    [*(("coupled", setting) for setting in SETTINGS[1:4]), ("rejection", SETTINGS[1])],
+    [*(("coupled", setting) for setting in KINDS[1:4]), ("rejection", KINDS[1])],
     ids=str,
 )
 def test_events_and_statistics_add_up_to_the_text_that_stays(
@@ -165,13 +157,13 @@ def test_events_and_statistics_add_up_to_the_text_that_stays(
     assert stats.row_rounds == len(events)
 
 
-@pytest.mark.parametrize("setting", SETTINGS[1:], ids=str)
+@pytest.mark.parametrize("setting", KINDS[1:], ids=str)
 def test_sampled_text_is_that_of_plain_decoding_cut_where_it_is_stopped(
     llama: Any, setting: dict[str, Any]
 ) -> None:
     request = {**BATCH, "max_new_tokens": NEW, "do_sample": True, "eos_token_id": 5}
     texts, asked = [], []
-    for each in (SETTINGS[0], setting):
+    for each in (KINDS[0], setting):
         selfspec.wrap(llama, **each, strict=True)
         criterion = Crowd(often=3)
         torch.manual_seed(0)
@@ -184,7 +176,7 @@ def test_sampled_text_is_that_of_plain_decoding_cut_where_it_is_stopped(
 @pytest.mark.parametrize("with_end", [True, False], ids=["end token", "no end token"])
 def test_a_plain_bool_is_an_answer_for_all_rows_which_then_leave(llama: Any, with_end: bool) -> None:
     request = {**BATCH, "max_new_tokens": NEW, **({"eos_token_id": 5} if with_end else {})}
-    (expected, *_), (out, *_) = both(llama, SETTINGS[1], lambda: Patience(7), request)
+    (expected, *_), (out, *_) = both(llama, KINDS[1], lambda: Patience(7), request)
     assert torch.equal(out, expected)
     assert out.shape[1] == WIDTH + 7
     assert llama.speculation.stats.rounds <= 7
@@ -217,7 +209,7 @@ def test_odd_answers_do_or_break_what_they_do_in_the_models_own_loop(
     request |= {"max_new_tokens": 9, "stopping_criteria": [ODD[name]]}
     request |= {"eos_token_id": 5} if with_end else {}
     outcomes: list[Any] = []
-    selfspec.wrap(llama, **SETTINGS[1], strict=True)
+    selfspec.wrap(llama, **KINDS[1], strict=True)
     for generate in (lambda **request: own_generate(llama, **request), llama.generate):
         try:
             outcomes.append(generate(**request).tolist())
@@ -234,12 +226,12 @@ def test_a_criterion_that_is_made_of_a_known_one_is_asked_all_the_same(llama: An
 
     known = 3 if limit is MaxLengthCriteria else frequent(llama, 1)[0]
     request = {**BATCH, "max_new_tokens": NEW, "pad_token_id": PAD}
-    (expected, *_), (out, *_) = both(llama, SETTINGS[1], lambda: Own(known), request)
+    (expected, *_), (out, *_) = both(llama, KINDS[1], lambda: Own(known), request)
     assert torch.equal(out, expected)
     assert out.shape[1] == WIDTH + 6
 
 
 def test_time_runs_out_for_all_rows_at_once(llama: Any) -> None:
-    selfspec.wrap(llama, **SETTINGS[1], strict=True)
+    selfspec.wrap(llama, **KINDS[1], strict=True)
     for end in ({}, {"eos_token_id": 5}):
         assert llama.generate(**BATCH, max_new_tokens=NEW, max_time=1e-9, **end).shape[1] == WIDTH + 1

@@ -18,6 +18,9 @@ import selfspec
 LEAST_P = 1e-4
 """Seeds are fixed: a test passes always or never. A right engine falls below this once in 10,000 tests."""
 
+EVERYTHING = {"output_scores": True, "output_logits": True, "return_dict_in_generate": True}
+"""Options of generate under which all of its results come back."""
+
 
 def own_generate(model: Any, *arguments: Any, **keywords: Any) -> Any:
     """The model's own generate, wrapped or not."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from selfspec.stats import Stats
 from selfspec.tree import Tree
 from selfspec.tuning.record import record
 from selfspec.tuning.recording import Choices, Recording
-from selfspec.tuning.replay import Setting, replay
+from selfspec.tuning.replay import Replay, Setting, replay
 from selfspec.tuning.running import Engine
 from selfspec.tuning.validate import run_setting
 from selfspec.tuning.view_record import record_view
@@ -49,6 +49,23 @@ def real(
     return run_setting(Engine(model, view=view), prompts, setting, SEED, max_new_tokens=TOKENS, **arguments)
 
 
+def as_replayed(
+    model: Any,
+    view: LowBitView,
+    prompts: Sequence[Sequence[int]],
+    settings: Sequence[Setting],
+    predicted: Replay,
+    **arguments: Any,
+) -> Iterator[tuple[int, int, Stats]]:
+    """Real runs of every setting on every prompt, whose rounds and accepted tokens are the replayed ones."""
+    for s, setting in enumerate(settings):
+        for p, prompt in enumerate(prompts):
+            stats = real(model, view, [prompt], setting, **arguments)
+            assert int(predicted.row_rounds[s, p]) == stats.row_rounds, setting
+            assert int(predicted.accepted[s, p]) == stats.accepted, setting
+            yield s, p, stats
+
+
 def settings_of(n_layers: int) -> list[Setting]:
     """Chains, thresholds, rules by position and siblings, from the middle and from all layers."""
     chains = [(1, 0.0, 1), (3, 0.0, 1), (6, 0.0, 1), (8, 0.3, 1), (4, 0.6, 1), (3, 0.0, 2), (5, 0.0, 3)]
@@ -70,13 +87,9 @@ def test_replay_equals_real_runs_of_random_models(family: str, arguments: dict[s
     settings = settings_of(4)
     view, depths = recorded(model, prompts, 8, (2, 4), **arguments)
     predicted = replay(depths, settings)
-    for s, setting in enumerate(settings):
-        for p, prompt in enumerate(prompts):
-            stats = real(model, view, [prompt], setting, **arguments)
-            assert int(predicted.row_rounds[s, p]) == stats.row_rounds, setting
-            assert int(predicted.accepted[s, p]) == stats.accepted, setting
-            least, most = int(predicted.drafted_least[s, p]), int(predicted.drafted_most[s, p])
-            assert least <= stats.drafted <= most, setting
+    for s, p, stats in as_replayed(model, view, prompts, settings, predicted, **arguments):
+        least, most = int(predicted.drafted_least[s, p]), int(predicted.drafted_most[s, p])
+        assert least <= stats.drafted <= most, settings[s]
 
 
 TREES = (
@@ -95,12 +108,8 @@ def test_static_trees_are_replayed_as_they_run(family: str, arguments: dict[str,
     settings += [by_view(4, 2, tree=TREES[-1])]  # deeper nodes are cut off
     view, depths = recorded(model, prompts, 5, (2, 4), **arguments)
     predicted = replay(depths, settings)
-    for s, setting in enumerate(settings):
-        for p, prompt in enumerate(prompts):
-            stats = real(model, view, [prompt], setting, **arguments)
-            assert int(predicted.row_rounds[s, p]) == stats.row_rounds, setting
-            assert int(predicted.accepted[s, p]) == stats.accepted, setting
-            assert int(predicted.drafted_least[s, p]) == stats.drafted == int(predicted.drafted_most[s, p])
+    for s, p, stats in as_replayed(model, view, prompts, settings, predicted, **arguments):
+        assert int(predicted.drafted_least[s, p]) == stats.drafted == int(predicted.drafted_most[s, p])
 
 
 def test_one_recording_for_all_depths_is_not_exact() -> None:
@@ -127,11 +136,8 @@ def test_replay_equals_real_runs_of_the_reference_model(
     settings = [by_view(16, 3), by_view(16, 8), by_view(8, 6, 0.3), by_view(16, 4, siblings=2)]
     view, depths = recorded(reference_model, prompts, 8, (8, 16), **arguments)
     predicted = replay(depths, settings)
-    for s, setting in enumerate(settings):
-        for p, prompt in enumerate(prompts):
-            stats = real(reference_model, view, [prompt], setting, **arguments)
-            assert int(predicted.row_rounds[s, p]) == stats.row_rounds, setting
-            assert int(predicted.accepted[s, p]) == stats.accepted, setting
+    runs = list(as_replayed(reference_model, view, prompts, settings, predicted, **arguments))
+    assert len(runs) == len(settings) * len(prompts)
 
 
 def test_rows_of_a_batch_that_end_by_themselves_are_replayed(llama: Any) -> None:
