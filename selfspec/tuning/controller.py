@@ -26,6 +26,11 @@ PRIOR_WEIGHT = 4.0
 HIGHEST = 0.99
 WATCH_BUDGET = 0.01
 """Share of the rounds' time that reading other exits, or probing, may take."""
+UNEXPECTED = 0.4
+"""A hit of an arm that is believed to be right less often than this, while drafting rests, is a sign that the
+text has become easier."""
+LOOKS_ON_CREDIT = 8
+"""Looks that are taken before their time is saved, at most, as long as each finds another such hit."""
 SWITCH_GAIN = 1.02
 """Another exit must be predicted to be this much faster."""
 _DRIFTS = (0.1, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0)
@@ -61,6 +66,10 @@ class Estimate:
         """`trials` tokens went by unseen: what was seen before them says less of the text here."""
         self._keep(math.exp(-trials / UNSEEN_MEMORY))
 
+    def halve(self) -> None:
+        """What was seen so far counts half."""
+        self._keep(0.5)
+
     def chance(self, drift: float) -> float:
         """What was seen, and the prior where that is little; `drift`: how much harder the text is."""
         expected = 1 - min((1 - self.prior) * drift, 1.0)
@@ -94,7 +103,9 @@ class Controller:
     _misses: float = 0.0
     _expected: float = 0.0
     _saved: float = 0.0
-    """Seconds of the budget that are left."""
+    """Seconds of the budget that are left; below 0 what was looked at on credit."""
+    _stirring: bool = False
+    """Whether the last look was an unexpected hit."""
     _read_seconds: float = 0.0
     _turn: int = 0
     _longest: int = 0
@@ -119,7 +130,7 @@ class Controller:
     def plan(self) -> Plan:
         """The next round: now and then with a look at another arm, in turns and within the budget."""
         probed = self._probed
-        if self._saved < self._look_seconds:
+        if self._saved < self._look_seconds * (1 - LOOKS_ON_CREDIT * self._stirring):
             return Plan(self.option)
         resting = not self.option.draft_length
         readable = [arm for arm in self._reserve if not arm.low_bit and (arm != self.option.arm or resting)]
@@ -159,6 +170,9 @@ class Controller:
 
     def _count(self, arm: Arm, hits: float, trials: float) -> None:
         estimate = self._estimates[arm]
+        self._stirring = hits > 0 and not self.option.draft_length and self.chance(arm) < UNEXPECTED
+        if self._stirring:
+            self._forget()
         estimate.add(hits, trials)
         kept = math.exp(-trials / MEMORY)
         self._misses = self._misses * kept + trials - hits
@@ -166,6 +180,12 @@ class Controller:
         for other, unseen in self._estimates.items():
             if other != arm:
                 unseen.fade(trials)
+
+    def _forget(self) -> None:
+        """Half of what was seen: it may be of another text."""
+        self._misses, self._expected = self._misses / 2, self._expected / 2
+        for estimate in self._estimates.values():
+            estimate.halve()
 
     def _choose(self) -> None:
         """The fastest option by the present estimates; the arm changes for a clear gain only."""

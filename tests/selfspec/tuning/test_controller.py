@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from statistics import mean
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ FOUR = EXITS[1]
 EASY = dict(zip(EXITS, (0.7, 0.92, 0.95, 0.97), strict=True))
 HARD = dict(zip(EXITS, (0.2, 0.3, 0.75, 0.9), strict=True))
 USELESS = dict.fromkeys(EXITS, 0.02)
+TOO_HARD = dict(zip(EXITS, (0.1, 0.2, 0.4, 0.6), strict=True))
+"""Often right, but no exit often enough to pay."""
 
 
 def round_seconds(arm: Arm, length: int) -> float:
@@ -57,11 +60,12 @@ class World:
     seconds: float = 0.0
     watching: float = 0.0
     read_seconds: float = HEAD
+    seed: int = 0
     chosen: list[tuple[int, Arm, int]] = field(default_factory=list)
     """(position, arm, K) of every round."""
 
     def __post_init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(self.seed)
         size = self.stretch * len(self.chances) + LONGEST + 1
         draws = torch.rand(size, generator=generator)
         place = torch.arange(size).div(self.stretch, rounding_mode="floor").clamp(max=len(self.chances) - 1)
@@ -110,14 +114,11 @@ def test_where_the_text_is_as_expected_it_stays_near_the_best_setting() -> None:
 def test_a_drift_between_workloads_is_followed_within_64_tokens(
     before: dict[Arm, float], after: dict[Arm, float]
 ) -> None:
-    world = World([before, after], 600).run(controller(before))
-    # With nothing drafted, exits are read within the budget alone, and a profile that finds all of them
-    # useless does not tell which is the best: waking up takes longer.
-    soon, least = (192, 0.8) if before is USELESS else (64, 0.87)
-    later = [world.speed_at(position, after) for position in range(600 + soon, 1200)]
-    assert sum(later) / len(later) > least * best_speed(after)
-    first = [world.speed_at(position, after) for position in range(600 + soon, 600 + soon + 32)]
-    assert sum(first) / len(first) > (least - 0.07) * best_speed(after)
+    worlds = [World([before, after], 600, seed=seed).run(controller(before)) for seed in range(8)]
+    # 64 tokens after the change, the speed of what is chosen, over the best that there is for this text.
+    later = [[w.speed_at(position, after) for position in range(664, 1200)] for w in worlds]
+    assert mean(speed for speeds in later for speed in speeds) > 0.87 * best_speed(after)
+    assert mean(speed for speeds in later for speed in speeds[:32]) > 0.75 * best_speed(after)
 
 
 def test_a_wrong_prior_is_soon_forgotten() -> None:
@@ -125,10 +126,13 @@ def test_a_wrong_prior_is_soon_forgotten() -> None:
     assert world.at / world.seconds > 0.9 * best_speed(HARD)
 
 
+@pytest.mark.parametrize("text", [USELESS, TOO_HARD])
 @pytest.mark.parametrize("believed", [USELESS, EASY])
 @pytest.mark.parametrize("may_watch", [True, False])
-def test_useless_exits_cost_less_than_three_percent(believed: dict[Arm, float], may_watch: bool) -> None:
-    world = World([USELESS], 2000).run(controller(believed, may_watch))
+def test_where_no_exit_pays_the_cost_is_less_than_three_percent(
+    text: dict[Arm, float], believed: dict[Arm, float], may_watch: bool
+) -> None:
+    world = World([text], 2000).run(controller(believed, may_watch))
     assert world.at / world.seconds > 0.97 / round_seconds(FOUR, 0)
 
 
