@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from targets import verdict
 
 from selfspec.benchmarking.contenders import AR, EARLY_EXIT, GENERATE, LOOKUP, SELFSPEC, Contender
 from selfspec.benchmarking.measure import Workload
@@ -82,11 +84,10 @@ def verdicts(row: Row, report: Report) -> list[str]:
         for other, least in row.targets.items():
             base = other + FREE if other == AR and name.endswith(FREE) else other
             if base not in line.faster_than:
-                lines.append(f"{name} over {base}: no speed, target {least:g}: MISSED")
+                lines.append(f"{name} over {base}: no speed, {verdict(least, math.nan)}")
                 continue
             ratio = line.faster_than[base].median
-            reached = "reached" if ratio >= least else "MISSED"
-            lines.append(f"{name} over {base}: {ratio:.2f}, target {least:g}: {reached}")
+            lines.append(f"{name} over {base}: {ratio:.2f}, {verdict(least, ratio)}")
     return lines
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from inflation import inflate
 from strategies_page import AR_ONE_ROW, fastest_ar
+from targets import verdict
 from tiling import SHAPES
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -122,11 +123,9 @@ def main() -> int:
         report = run_comparison(model, contenders(chosen), prompts, workload, loaded.pad, described, advance)
     base = fastest_ar(report)
     ratio = report.line("lookup").faster_than[base].median
-    verdict = (
-        f"lookup over {base}: {ratio:.2f}, target {TARGET:g}: {'reached' if ratio >= TARGET else 'MISSED'}"
-    )
+    outcome = f"lookup over {base}: {ratio:.2f}, {verdict(TARGET, ratio)}"
     about = str(__doc__).split("\n\n")[2]
-    page = f"# Edits\n\n{about}\n\n{described['model']}\n\n{markdown_table(report)}\n- {verdict}\n"
+    page = f"# Edits\n\n{about}\n\n{described['model']}\n\n{markdown_table(report)}\n- {outcome}\n"
     write_whole(options.output / "edits.json", json.dumps(report.as_dict(), indent=1) + "\n")
     write_whole(options.output / "edits.md", page)
     print(page)

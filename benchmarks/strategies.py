@@ -141,8 +141,7 @@ def measure(case: Case, loaded: Loaded, model: Any, options: argparse.Namespace)
     print(f"\n{case.name}\n{markdown_table(report)}", flush=True)
     data = report.as_dict() | {"fastest_ar": fastest_ar(report), "costs": costs(model)}
     if AUTO in chosen:
-        view = bind(model, chosen[AUTO]).speculation.view
-        data["costs"]["auto_view_bytes"] = 0 if view is None else view.bytes
+        data["costs"]["auto_view_bytes"] = report.line(AUTO).view_bytes
     return data | {"tree": str(found["tree"]), "table": markdown_table(report)}
 
 

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from targets import verdict
+
 from selfspec.benchmarking.contenders import AR
 from selfspec.benchmarking.render import new_figure, png
 from selfspec.benchmarking.report import Report
@@ -127,7 +129,7 @@ def verdicts(results: Results) -> list[str]:
         (case, _ratio(results[case], AUTO), target) for case, target in TARGETS.items() if case in results
     )
     return [
-        f"- {case}: {AUTO} {ratio:.2f}, target {target:g}: {'reached' if ratio >= target else 'MISSED'}"
+        f"- {case}: {AUTO} {ratio:.2f}, {verdict(target, ratio)}"
         for case, ratio, target in found
         if ratio is not None
     ]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from inflation import inflate
@@ -25,7 +26,6 @@ from layer_skip.decoder import LayeredDecoder
 from layer_skip.self_check import check_decoder
 from selfspec.benchmarking.environment import conditions
 from selfspec.cli.loading import load
-from selfspec.config import SpeculationConfig
 from selfspec.files import write_whole
 from selfspec.shapes import forget_probes
 from selfspec.views import make_view
@@ -49,14 +49,21 @@ def seconds(run: Callable[[], object]) -> float:
 def measure(model: Any, settings: dict[str, Any]) -> dict[str, float]:
     """Seconds of one wrap and its parts; the model is unwrapped again."""
     forget_probes()
-    whole = seconds(lambda: selfspec.wrap(model, **settings))
-    viewed = model.speculation.view is not None
+    views: list[float] = []
+
+    def timed_view(*arguments: Any) -> Any:
+        began = time.perf_counter()
+        made = make_view(*arguments)
+        views.append(time.perf_counter() - began)
+        return made
+
+    with patch("selfspec.views.make_view", timed_view):
+        whole = seconds(lambda: selfspec.wrap(model, **settings))
+    view = sum(views)
     ids = torch.arange(8, 16)[None]
     calls = [seconds(lambda: model.generate(ids, max_new_tokens=4, do_sample=False)) for _ in range(3)]
     selfspec.unwrap(model)
-    decoder = LayeredDecoder(model)
-    check = seconds(lambda: check_decoder(model, decoder))
-    view = seconds(lambda: make_view(decoder, SpeculationConfig.of(**settings))) if viewed else 0.0
+    check = seconds(lambda: check_decoder(model, LayeredDecoder(model)))
     parts = (whole, check, view, whole - check - view, calls[0] - min(calls[1:]))
     return dict(zip(COLUMNS, parts, strict=True))
 

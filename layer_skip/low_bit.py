@@ -48,6 +48,8 @@ class LowBitView:
         bits: 4 or 8; a head that is small beside the layers has 8 on a CPU either way.
         advance: told the name of each matrix that is packed.
         head: whether to view the head too.
+        begun: a view whose packed matrices are taken over where they are this one's too.
+        dtype: of the products; None for what the device is fast in (bf16 on a CPU, elsewhere the weights').
 
     Raises:
         NothingToViewError: no matrix of these layers can be packed, or they do not run with packed ones.
@@ -60,13 +62,17 @@ class LowBitView:
         bits: int = 4,
         advance: Advance = lambda name: None,
         head: bool = True,
+        begun: "LowBitView | None" = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if bits != 4 and decoder.device.type != "cpu":
             raise NothingToViewError(f"a view in {bits} bits is for CPUs; on a GPU there are 4")
         self.n_layers = n_layers
         self.bits = bits
-        self._head = head
-        self._packed: dict[int, tuple[weakref.ref[nn.Module], _Version, PackedLinear]] = {}
+        self._head, self._dtype = head, dtype
+        self._packed: dict[int, tuple[weakref.ref[nn.Module], _Version, PackedLinear]] = (
+            {} if begun is None else begun._packed
+        )
         self._state: tuple[object, ...] = ()
         self._lock = threading.Lock()
         self._decoder = self._build(decoder, advance)
@@ -123,7 +129,7 @@ class LowBitView:
             # An id may be that of a module that is gone; the reference tells.
             if old is None or old[0]() is not module or old[1] != version or old[2].bits != bits:
                 advance(name)
-                packed = PackedLinear(*_matrix(module), bits, group)
+                packed = PackedLinear(*_matrix(module), bits, group, self._dtype)
                 old = (weakref.ref(module), version, packed)
             self._packed[id(module)] = old
             table[module] = old[2]

@@ -23,6 +23,9 @@ _LEAST_SCALE = 1e-10
 class PackedLinear(nn.Module):
     """x W^T + b with W in 4 bits (groups with scale and offset) or 8 bits (a scale per output).
 
+    On a CPU products are made in bf16 unless asked otherwise, whatever the weights were in: PyTorch's packed
+    4-bit kernels use vectors in that dtype alone, and take eight times as long in fp32 and fp16.
+
     Outputs and inputs are padded with zeros to what the packed product takes; what that adds is cut off.
 
     Args:
@@ -30,9 +33,17 @@ class PackedLinear(nn.Module):
         bias: [N] or None; shared, not copied.
         bits: 4 or 8.
         group: inputs that share a scale, for 4 bits.
+        dtype: of inputs, scales and offsets; None for what the device is fast in.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, bits: int, group: int) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        bits: int,
+        group: int,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.outputs, self.inputs = weight.shape
         self.bits, self.group = bits, group
@@ -40,11 +51,12 @@ class PackedLinear(nn.Module):
         height, width = _padded_shape(weight, bits, group)
         self.spare_inputs, self.spare_outputs = width - self.inputs, height - self.outputs
         padded = F.pad(weight, (0, self.spare_inputs, 0, self.spare_outputs)).contiguous()
-        self.on_gpu = weight.is_cuda
+        self.on_gpu, self._dtype = weight.is_cuda, weight.dtype
+        dtype = dtype or _fast_dtype(weight)
         if bits == 4:
-            self.packed, self.scales = _pack(round_weights(padded, bits, group), group, self.on_gpu)
+            self.packed, self.scales = _pack(round_weights(padded, bits, group, dtype), group, self.on_gpu)
         else:
-            self.scales = (padded.float().abs().amax(dim=1) / 127).to(weight.dtype)
+            self.scales = (padded.float().abs().amax(dim=1) / 127).to(dtype)
             # The scale of a row of zeros is 0, and in fp16 that of tiny weights is.
             steps = self.scales.float().clamp(min=_LEAST_SCALE)[:, None]
             self.packed = (padded.float() / steps).round_().clamp_(-127, 127).to(torch.int8)
@@ -65,7 +77,7 @@ class PackedLinear(nn.Module):
         return sum(t.numel() * t.element_size() for t in (self.packed, self.scales))
 
     def forward(self, x: Tensor) -> Tensor:
-        # autocast to the dtype of the weights leaves norms in fp32 on some devices, as a plain product knows
+        # What comes in may have another dtype than the weights, too: autocast leaves norms in fp32.
         rows = x.reshape(-1, self.inputs).to(self.scales.dtype)
         if self.spare_inputs:
             rows = F.pad(rows, (0, self.spare_inputs))
@@ -78,6 +90,7 @@ class PackedLinear(nn.Module):
             out = torch._weight_int8pack_mm(rows, self.packed, self.scales)
         if self.spare_outputs:
             out = out[:, : self.outputs]
+        out = out.to(self._dtype)
         if self._bias[0] is not None:
             out = out + self._bias[0]
         return out.view(*x.shape[:-1], self.outputs)
@@ -91,6 +104,11 @@ def _pack(rounded: Rounded, group: int, on_gpu: bool) -> tuple[Tensor, Tensor]:
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(rounded.q.int(), 1), scales
 
 
+def _fast_dtype(weight: Tensor) -> torch.dtype:
+    """What packed products of its device are fast in."""
+    return weight.dtype if weight.is_cuda else torch.bfloat16
+
+
 def _padded_shape(weight: Tensor, bits: int, group: int) -> tuple[int, int]:
     """Outputs and inputs of weight [N, K], rounded up to what the packed product takes."""
     multiple = group if bits == 4 else _COLUMN_MULTIPLE
@@ -100,7 +118,7 @@ def _padded_shape(weight: Tensor, bits: int, group: int) -> tuple[int, int]:
 
 def packed_bytes(weight: Tensor, bits: int, group: int) -> int:
     """Memory of weight [N, K] once it is packed."""
-    (height, width), element_size = _padded_shape(weight, bits, group), weight.element_size()
+    (height, width), element_size = _padded_shape(weight, bits, group), _fast_dtype(weight).itemsize
     if bits == 8:
         return height * (width + element_size)
     groups = width // group

@@ -21,9 +21,9 @@ class Rounded:
     q: Tensor
     """[N, K] uint8, 0 to 2^bits - 1."""
     scale: Tensor
-    """[N, K / group], in the weights' dtype."""
+    """[N, K / group]"""
     offset: Tensor
-    """[N, K / group], in the weights' dtype: the weight that q = 2^(bits-1) stands for."""
+    """[N, K / group], as `scale`: the weight that q = 2^(bits-1) stands for."""
     bits: int
 
     def weights(self) -> Tensor:
@@ -33,8 +33,10 @@ class Rounded:
         return (centred * self.scale.float()[..., None] + self.offset.float()[..., None]).view(n, -1)
 
 
-def round_weights(weight: Tensor, bits: int, group: int) -> Rounded:
+def round_weights(weight: Tensor, bits: int, group: int, dtype: torch.dtype | None = None) -> Rounded:
     """Round weight [N, K] to `bits` bits in groups of `group` inputs, each with a scale and an offset.
+
+    These are stored in `dtype`, by default that of the weights.
 
     Starts from the group's smallest and largest weight, then alternates between the best line through the
     chosen levels (least squares) and the nearest levels on that line. An offset costs two bytes a group and
@@ -47,12 +49,12 @@ def round_weights(weight: Tensor, bits: int, group: int) -> Rounded:
     if k % group:
         raise ValueError(f"{k} inputs do not divide into groups of {group}")
     rows = max(1, (_CHUNK_ON_GPU if weight.is_cuda else _CHUNK) // k)
-    parts = [_round(part, bits, group) for part in weight.split(rows)]
+    parts = [_round(part, bits, group, dtype or weight.dtype) for part in weight.split(rows)]
     q, scale, offset = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return Rounded(q, scale, offset, bits)
 
 
-def _round(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
+def _round(weight: Tensor, bits: int, group: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     top, middle = 2**bits - 1, 2 ** (bits - 1)
     x = weight.float().view(len(weight), -1, group)
     low, high = x.aminmax(dim=-1, keepdim=True)
@@ -67,7 +69,7 @@ def _round(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor, Tenso
         scale = ((q * centred).sum(dim=-1, keepdim=True) / spread).clamp_(min=_LEAST_SCALE)
         low = x_mean - scale * q_mean
     # The last choice of levels is made with the scale and offset as they are stored.
-    stored_scale = scale.to(weight.dtype)
-    stored_offset = (low + middle * scale).to(weight.dtype)
+    stored_scale = scale.to(dtype)
+    stored_offset = (low + middle * scale).to(dtype)
     q = ((x - stored_offset.float()) / stored_scale.float().clamp(min=_LEAST_SCALE) + middle).round_()
     return q.clamp_(0, top).to(torch.uint8).view_as(weight), stored_scale[..., 0], stored_offset[..., 0]

@@ -61,6 +61,7 @@ class ShapePlan:
 _Product = tuple[tuple[int, int], bool, torch.dtype, torch.device]
 """Shape [outputs, inputs] of a matrix, whether it is kept transposed, its dtype and device."""
 FASTEST = ShapePlan()
+_UNPADDED = ShapePlan(doubt="")
 _plans: WeakKeyDictionary[LayeredDecoder, ShapePlan] = WeakKeyDictionary()
 
 
@@ -72,6 +73,16 @@ def describe(shapes: ShapePlan, deterministic: bool) -> str:
         return f"{shapes.doubt}: rounding may flip a near-tie"
     width, quantum = shapes.width(1, 1), shapes.key_quantum
     return f"bit-equal rows: at least {width} query tokens, keys in multiples of {quantum}"
+
+
+def shapes_on_device(why_not_lean: str, shapes: ShapePlan) -> ShapePlan:
+    """How far passes on the device alone are padded: lean layers round every row alike at any width.
+
+    Args:
+        why_not_lean: as `layer_skip.lean.lean` says it; "" where layers are lean.
+        shapes: for layers that run module by module.
+    """
+    return shapes if why_not_lean else _UNPADDED
 
 
 def probe(decoder: LayeredDecoder) -> ShapePlan:

@@ -1,6 +1,5 @@
 """What a wrapped model carries: its settings, what was measured of it, and its statistics."""
 
-import logging
 import threading
 import warnings
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from layer_skip.decoder import LayeredDecoder
-from layer_skip.low_bit import LowBitView, NothingToViewError
+from layer_skip.low_bit import LowBitView
 from selfspec.call import Call, Drafter
 from selfspec.config import SpeculationConfig
 from selfspec.device.costs import time_captured
@@ -33,12 +32,7 @@ from selfspec.tuning.profile import Profile
 from selfspec.tuning.reading import Reading
 from selfspec.tuning.store import fitting, profile_of_call
 from selfspec.values import parse_bytes
-from selfspec.views import make_view
-
-_WORTHWHILE_VIEW = 0.75
-"""A view is made for "auto" when its layer takes at most this share of the model's own."""
-
-_log = logging.getLogger("selfspec")
+from selfspec.views import wanted_view
 
 
 class Speculation:
@@ -78,9 +72,12 @@ class Speculation:
         if self.config.looks_up:
             self._corpus = read_corpus(model, self.config.corpus, decoder.vocab_size)
         knowledge = Knowledge(decoder.n_layers, partial(self._time, decoder), None, self.config.draft_bits)
-        if self._wants_view(decoder, knowledge):
-            self.view, self.view_note = make_view(decoder, self.config)
-            _log.log(logging.WARNING if self.view is None else logging.INFO, self.view_note)
+        # Launched from Python, a draft step on a GPU takes as long in few bits.
+        timer = self._time if decoder.device.type == "cpu" or self.on_device(decoder) else None
+        profiles = self.profiles.values()
+        self.view, self.view_note = wanted_view(
+            decoder, self.config, profiles, timer, lambda: knowledge.exact
+        )
         if self.view is not None:
             knowledge.time_low_bit = partial(self._time, self.view.of(decoder))
         if self.config.kind == "auto":
@@ -227,28 +224,6 @@ class Speculation:
         """Costs of the passes of the model, or of a view, as calls will run them."""
         time = time_captured if self.on_device(decoder) else time_passes
         return time(decoder, widths)
-
-    def _wants_view(self, decoder: LayeredDecoder, knowledge: Knowledge) -> bool:
-        kind = self.config.kind
-        if kind not in ("auto", "low_bit", "hybrid"):
-            return False
-        if parse_bytes(self.config.draft_memory) == 0:
-            self.view_note = f"draft_memory={self.config.draft_memory!r}: no low-bit view"
-            return False
-        if kind == "auto" and self.config.names_profiles:  # calls that follow none do without
-            return any(profile.setting.arm.low_bit for profile in self.profiles.values())
-        return kind != "auto" or self._view_pays(decoder, knowledge)
-
-    def _view_pays(self, decoder: LayeredDecoder, knowledge: Knowledge) -> bool:
-        """Whether a layer in few bits is so fast here that it is worth its memory; tries the first."""
-        if decoder.device.type != "cpu" and not self.on_device(decoder):
-            return False  # launched from Python, a draft step takes as long in few bits
-        try:
-            first = LowBitView(decoder, 1, self.config.draft_bits, head=False)
-        except NothingToViewError:
-            return False
-        step = self._time(first.of(decoder), WIDTHS[:1])  # wider ones may take seconds where it does not pay
-        return step.layer[0] <= _WORTHWHILE_VIEW * knowledge.exact.layer[0]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy measures and packs its own: a view follows the weights of one model.

@@ -1,23 +1,84 @@
-"""The low-bit view that the settings ask for, as far as memory allows."""
+"""The low-bit view that the settings ask for, as far as it pays and memory allows."""
 
+import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.low_bit import LowBitView, NothingToViewError, layers_that_fit, n_matrices
 from selfspec.config import SpeculationConfig
+from selfspec.tuning.costs import WIDTHS, PassCosts
+from selfspec.tuning.profile import Profile
 from selfspec.values import ConfigError, parse_bytes
 
+Timer = Callable[[LayeredDecoder, Sequence[int]], PassCosts]
+"""Times the passes of a decoder, over so many tokens each."""
+_WORTHWHILE = 0.75
+"""A view is made for "auto" when its layer takes at most this share of the model's own."""
 _SLOW_MATRICES = 1 << 27
 """Weights from which on making a view takes seconds; on a terminal that is shown, and what came of it."""
 
 
-def make_view(decoder: LayeredDecoder, config: SpeculationConfig) -> tuple[LowBitView | None, str]:
+_log = logging.getLogger("selfspec")
+
+
+def wanted_view(
+    decoder: LayeredDecoder,
+    config: SpeculationConfig,
+    profiles: Iterable[Profile],
+    timer: Timer | None,
+    exact: Callable[[], PassCosts],
+) -> tuple[LowBitView | None, str]:
+    """The view that calls draft by, and a line that says what was made; "" where nothing was asked for.
+
+    Args:
+        profiles: those that calls may follow.
+        timer: of passes; None where a draft step takes as long in few bits, whatever it reads.
+        exact: costs of the model's own passes.
+
+    Raises:
+        ConfigError: as `make_view`.
+    """
+    if config.kind not in ("auto", "low_bit", "hybrid"):
+        return None, ""
+    if parse_bytes(config.draft_memory) == 0:
+        return None, f"draft_memory={config.draft_memory!r}: no low-bit view"
+    begun = None
+    if config.kind == "auto" and config.names_profiles:  # calls that follow none do without
+        if not any(profile.setting.arm.low_bit for profile in profiles):
+            return None, ""
+    elif config.kind == "auto":
+        begun = None if timer is None else worthwhile_layer(decoder, config.draft_bits, timer, exact)
+        if begun is None:
+            return None, ""
+    view, note = make_view(decoder, config, begun)
+    _log.log(logging.WARNING if view is None else logging.INFO, note)
+    return view, note
+
+
+def worthwhile_layer(
+    decoder: LayeredDecoder, bits: int, timer: Timer, exact: Callable[[], PassCosts]
+) -> LowBitView | None:
+    """The first layer in few bits, if that makes it so fast here that a view is worth its memory."""
+    try:
+        first = LowBitView(decoder, 1, bits, head=False)
+    except NothingToViewError:
+        return None
+    step = timer(first.of(decoder), WIDTHS[:1])  # wider ones may take seconds where it does not pay
+    return first if step.layer[0] <= _WORTHWHILE * exact().layer[0] else None
+
+
+def make_view(
+    decoder: LayeredDecoder, config: SpeculationConfig, begun: LowBitView | None = None
+) -> tuple[LowBitView | None, str]:
     """The largest view that the settings ask for and memory allows, and a line that says what was made.
 
     None where nothing fits or nothing can be packed: drafts then use the model's own weights.
+
+    Args:
+        begun: a view of fewer layers, whose packed matrices are taken over.
 
     Raises:
         ConfigError: a view fits, but not one of as many layers as `exit_layer` says.
@@ -41,7 +102,7 @@ def make_view(decoder: LayeredDecoder, config: SpeculationConfig) -> tuple[LowBi
     began, shown = time.perf_counter(), _is_slow(decoder, wanted) and sys.stderr.isatty()
     try:
         with _progress(decoder, wanted) if shown else nullcontext(lambda name: None) as advance:
-            view = LowBitView(decoder, wanted, config.draft_bits, advance)
+            view = LowBitView(decoder, wanted, config.draft_bits, advance, begun=begun)
     except NothingToViewError as error:
         return None, f"{error}: drafting with the model's own weights"
     note = _description(view, decoder.n_layers, time.perf_counter() - began)

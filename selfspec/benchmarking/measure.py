@@ -58,6 +58,8 @@ class Call:
     exit_layer: int | None = None
     drafts: str = ""
     """Exit layer and draft length in words."""
+    view_bytes: int = 0
+    """Memory of the low-bit view that this contender's calls have."""
 
     @property
     def tokens(self) -> int:
@@ -103,9 +105,9 @@ def run_once(model: Any, contender: Contender, batch: Batch, workload: Workload,
     texts = tuple(tuple(row) for row in output[:, batch.ids.shape[1] :].tolist())
     if contender.speculation is None:
         return Call(seconds, texts)
-    stats = model.speculation.stats
+    stats, view = model.speculation.stats, model.speculation.view
     counts = stats.row_rounds, stats.drafted, stats.accepted
-    return Call(seconds, texts, *counts, stats.exit_layer, stats.drafts)
+    return Call(seconds, texts, *counts, stats.exit_layer, stats.drafts, 0 if view is None else view.bytes)
 
 
 def compare(

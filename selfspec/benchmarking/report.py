@@ -26,6 +26,8 @@ class Line:
     """Ratios of seconds, prompt by prompt: how many times faster it was than each other contender."""
     acceptance_rate: float | None = None
     acceptance_length: float | None = None
+    view_bytes: int = 0
+    """Memory of its low-bit view."""
     seconds: Sequence[float] = ()
     refused: str | None = None
 
@@ -152,7 +154,7 @@ def _line(
     texts = [text for call in mine for text in call.texts]
     distinct = sum(map(distinct_ngrams, texts)) / len(texts)
     if refused is not None:
-        return Line(contender.name, about, checked, distinct, refused=refused)
+        return Line(contender.name, about, checked, distinct, view_bytes=mine[-1].view_bytes, refused=refused)
     seconds = [call.seconds for call in mine]
     drafted, accepted, rounds = (
         sum(getattr(c, n) for c in mine) for n in ("drafted", "accepted", "row_rounds")
@@ -167,6 +169,7 @@ def _line(
         faster_than={n: spread(paired_ratios([c.seconds for c in calls[n]], seconds)) for n in others},
         acceptance_rate=accepted / drafted if drafted else None,
         acceptance_length=1 + accepted / rounds if drafted else None,
+        view_bytes=mine[-1].view_bytes,
         seconds=seconds,
     )
 

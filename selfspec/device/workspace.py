@@ -16,15 +16,13 @@ from selfspec.cache import allocated_cache
 from selfspec.device.buffers import Buffers, Outcome
 from selfspec.device.graphs import Graphs
 from selfspec.device.static_round import Kind, StaticRound
-from selfspec.shapes import ShapePlan
+from selfspec.shapes import ShapePlan, shapes_on_device
 
 SLOT_QUANTUM = 512
 """Least capacity, and its least step."""
 _STEPS = 8
 """Steps to a power of two: few, so that graphs are found again, and near
 enough to each other that a long text does not take twice its memory."""
-LEAN_SHAPES = ShapePlan(doubt="")
-"""Lean layers round every row alike at any width: nothing needs padding."""
 _MOST_IDLE = 2
 """Workspaces that are kept while no call uses them: each holds a cache."""
 
@@ -56,8 +54,8 @@ class Workspace:
         self.buffers = Buffers(rows, capacity, decoder.device)
         target, self.note = lean(decoder)
         draft = None if view is None else lean(view.of(decoder))[0]
-        self.shapes = shapes if self.note else LEAN_SHAPES
-        self.round = StaticRound(target, draft, self.cache, self.buffers, self.shapes)
+        padded = shapes_on_device(self.note, shapes)
+        self.round = StaticRound(target, draft, self.cache, self.buffers, padded)
         self.graphs: Graphs[Kind] = Graphs(self.round, lambda kind: kind.family, decoder.device, memory)
 
     def run(self, kind: Kind) -> list[Outcome]:

@@ -40,9 +40,11 @@ def time_passes(decoder: LayeredDecoder, widths: Sequence[int] = WIDTHS) -> Pass
     """Time layers and head of `decoder` (the model, or a view of it) at growing widths, or some of those.
 
     The least of a few repeats: what disturbs a measurement only ever adds to it. Passes of large models are
-    repeated less: they take long enough for disturbances to even out, and `wrap` waits for them.
+    repeated less, the wider ones not at all: they take long enough for disturbances to even out, and `wrap`
+    waits for them.
     """
-    layers, heads = [], []
+    layers: list[float] = []
+    heads: list[float] = []
     for width in widths:
         cache = KVCache(1, decoder.n_layers, _KEYS)
         positions = torch.arange(width, device=decoder.device)[None]
@@ -51,22 +53,24 @@ def time_passes(decoder: LayeredDecoder, widths: Sequence[int] = WIDTHS) -> Pass
         last = min(_TIMED_LAYERS, decoder.n_layers)
 
         run = partial(decoder.run, hidden, 0, last, span, cache.window(span))
-        layers.append(_least_seconds(run, decoder.device) / last)
-        heads.append(_least_seconds(partial(decoder.logits, hidden), decoder.device))
+        cold = not layers
+        layers.append(_least_seconds(run, decoder.device, cold) / last)
+        heads.append(_least_seconds(partial(decoder.logits, hidden), decoder.device, cold))
     return PassCosts(tuple(layers), tuple(heads))
 
 
-def _least_seconds(run: Callable[[], object], device: torch.device) -> float:
-    times = []
-    for _ in range(_REPEATS + 1):
+def _least_seconds(run: Callable[[], object], device: torch.device, cold: bool) -> float:
+    """Of a few runs after the first, which warms up; where nothing is `cold` a long one need not."""
+    times: list[float] = []
+    counted: list[float] = []
+    while len(times) <= _REPEATS and sum(counted) < _ENOUGH_SECONDS:
         began = time.perf_counter()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
-        if sum(times[1:]) >= _ENOUGH_SECONDS:
-            break
-    return min(times[1:])  # the first one warms up
+        counted = times[1:] if cold or times[0] < _ENOUGH_SECONDS else times
+    return min(counted)
 
 
 def _interpolated(costs: Sequence[float], tokens: int) -> float:

@@ -14,10 +14,9 @@ from layer_skip.low_bit import LowBitView
 from selfspec.benchmarking.prompts import left_padded
 from selfspec.call import Drafter
 from selfspec.config import SpeculationConfig
-from selfspec.device.workspace import LEAN_SHAPES
 from selfspec.generation import decode
 from selfspec.pacing import Pacer
-from selfspec.shapes import ShapePlan
+from selfspec.shapes import ShapePlan, shapes_on_device
 from selfspec.speculation import Speculation
 from selfspec.stats import Stats
 
@@ -86,9 +85,8 @@ class Engine:
     def shapes(self) -> ShapePlan:
         """How far passes are padded."""
         decoder = LayeredDecoder(self.model)
-        if self.fixed and not lean(decoder)[1]:
-            return LEAN_SHAPES
-        return self._arranged.shapes(decoder)
+        shapes = self._arranged.shapes(decoder)
+        return shapes_on_device(lean(decoder)[1], shapes) if self.fixed else shapes
 
 
 def run_engine(

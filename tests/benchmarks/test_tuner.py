@@ -9,11 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import tuner
+import tuner_bench
 from tiny_models import tiny_model
 
 PROMPTS = [[5, 6, 7], [9, 8], [1, 2, 3, 4], [40, 41], [11, 12, 13]]
 QUICK = ["--sweep-prompts", "1", "--run-prompts", "2", "--new-tokens", "8", "--repeats", "1"]
+QUICK += ["--dtype", "float32"]
 
 
 @pytest.fixture
@@ -22,11 +25,18 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     quickly = tuner.tune
     monkeypatch.setattr(tuner, "LENGTHS", (1, 3))
     monkeypatch.setattr(tuner, "CALL", 16)
-    monkeypatch.setattr(tuner, "load", lambda *_: SimpleNamespace(model=tiny_model("llama")))
-    monkeypatch.setattr(tuner.Bench, "prompts", lambda *_: (PROMPTS[:3], PROMPTS[3:]))
-    monkeypatch.setattr(
-        tuner, "tune", lambda *given, **more: quickly(*given, **more, max_new_tokens=16, repeats=1, longest=4)
-    )
+
+    def loaded(_: None, dtype: str, *__: Any) -> Any:
+        return SimpleNamespace(model=tiny_model("llama").to(getattr(torch, dtype)))
+
+    monkeypatch.setattr(tuner_bench, "load", loaded)
+    monkeypatch.setattr(tuner_bench.Bench, "prompts", lambda *_: (PROMPTS[:3], PROMPTS[3:]))
+    for room in (tuner, tuner_bench):
+        monkeypatch.setattr(
+            room,
+            "tune",
+            lambda *given, **more: quickly(*given, **more, max_new_tokens=16, repeats=1, longest=4),
+        )
 
     def run(*options: str) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", ["tuner.py", *QUICK, "--output", str(tmp_path), *options])
@@ -43,6 +53,8 @@ def test_every_part_runs_is_exact_and_is_saved(small: Any, tmp_path: Path) -> No
     for name in tuner.WORKLOADS:
         assert found[name]["counts_equal"]
         assert found[name]["settings"] == 1 + 3 * len(tuner.LENGTHS)
+        assert 0 < found[name]["distinct_3grams"] <= 1
+    assert {part["conditions"]["dtype"] for part in found.values()} == {"float32"}
     text = (tmp_path / "tuner.md").read_text()
     assert "own profile, followed, over the single one" in text
     assert "whole calls over AR" in text
@@ -56,3 +68,13 @@ def test_a_part_alone_keeps_the_others_and_resuming_repeats_none(small: Any) -> 
     assert small("--only", "controller", "--resume") == both
     with pytest.raises(SystemExit, match="run the workloads code, prose, repetitive first"):
         small("--only", "single")
+
+
+@pytest.mark.parametrize("going_on", [["--only", "controller"], ["--resume"]], ids=" ".join)
+def test_results_in_another_dtype_are_not_gone_on_with(
+    small: Any, tmp_path: Path, going_on: list[str]
+) -> None:
+    first = small("--only", "controller")
+    with pytest.raises(SystemExit, match=r"results in float32, not bfloat16: go on with --dtype float32"):
+        small("--dtype", "bfloat16", *going_on)
+    assert json.loads((tmp_path / "tuner.json").read_text()) == first

@@ -45,15 +45,24 @@ def with_rounded_weights(model: Any, n_layers: int) -> Any:
         round_in_place(decoder.head, FINE_GROUP)
     else:
         rows = decoder.head.weight
-        scales = rows.abs().amax(dim=1, keepdim=True) / 127
-        rows.copy_((rows / scales).round() * scales)
+        scales = (rows.abs().amax(dim=1, keepdim=True) / 127).bfloat16().float()
+        rows.copy_((rows / scales).round().clamp(-127, 127) * scales)
+        multiply_in_bf16(decoder.head)
     return other
 
 
 def round_in_place(module: Any, group: int) -> None:
     weight = module.weight.T if isinstance(module, Conv1D) else module.weight
     padded = nn.functional.pad(weight, (0, -weight.shape[1] % group))
-    weight.copy_(round_weights(padded, 4, group).weights()[:, : weight.shape[1]])
+    weight.copy_(round_weights(padded, 4, group, torch.bfloat16).weights()[:, : weight.shape[1]])
+    multiply_in_bf16(module)
+
+
+def multiply_in_bf16(module: Any) -> None:
+    """What goes into a product and what comes out of it is rounded to bf16, the bias is not."""
+    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+    bias = 0 if module.bias is None else module.bias
+    module.forward = lambda x: (x.bfloat16().float() @ weight.T).bfloat16().float() + bias
 
 
 DENSE = [

@@ -10,7 +10,7 @@ from torch import Tensor
 from layer_skip.packed_linear import PackedLinear, packed_bytes
 from layer_skip.rounding import round_weights
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -21,14 +21,14 @@ def stored_weights(weight: Tensor, bits: int, group: int) -> Tensor:
     """What packing makes of weight [N, K], by its definition."""
     if bits == 8:
         scale = (weight.float().abs().amax(dim=1, keepdim=True) / 127).clamp(min=1e-10)
-        scale = scale.to(weight.dtype).float()
+        scale = scale.bfloat16().float()
         return (weight.float() / scale).round().clamp(-127, 127) * scale
     spare = -weight.shape[1] % group
     padded = F.pad(weight, (0, spare))
-    return round_weights(padded, 4, group).weights()[:, : weight.shape[1]]
+    return round_weights(padded, 4, group, torch.bfloat16).weights()[:, : weight.shape[1]]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 64), (8, 64)])
 @pytest.mark.parametrize(
     ("outputs", "inputs"), [(16, 64), (97, 64), (1, 128), (33, 48), (48, 100), (64, 1), (17, 65), (128, 192)]
@@ -44,10 +44,10 @@ def test_a_product_is_that_with_the_weights_that_are_stored(
         actual = packed(x)
         assert actual.shape == (rows, outputs)
         assert actual.dtype == dtype
-        reference = x.float() @ expected.T
-        scale = float(reference.abs().max())
+        reference = x.bfloat16().float() @ expected.T
+        # The result is rounded to bf16.
         torch.testing.assert_close(
-            actual.float(), reference, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale
+            actual.float(), reference, rtol=5e-3, atol=1e-4 * float(reference.abs().max())
         )
 
 
@@ -67,7 +67,7 @@ def test_padding_takes_no_part() -> None:
     assert (packed.spare_inputs, packed.spare_outputs) == (58, 12)
     one_hot = torch.eye(70)
     rounded = packed(one_hot).T
-    torch.testing.assert_close(rounded, stored_weights(weight, 4, 64), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(rounded, stored_weights(weight, 4, 64), rtol=5e-3, atol=1e-3)
     assert (rounded - weight).abs().max() < 0.35  # a step of the widest group
 
 
@@ -130,12 +130,12 @@ def test_eight_bits_are_nearer_than_four() -> None:
     assert errors[0] < 0.2 * errors[1]
 
 
-def test_rows_whose_scale_is_too_small_for_fp16_are_zeros() -> None:
+def test_rows_of_tiny_weights_and_of_zeros_stay_what_they_are() -> None:
     weight = random(16, 64, seed=1).half()
     weight[3], weight[5] = 0, 1e-7
     packed = PackedLinear(weight, None, 8, 32)
-    assert packed.scales.isfinite().all()
-    assert packed.scales[[3, 5]].tolist() == [0, 0]
-    assert not packed.packed[3].any()
     stored = packed.packed.float() * packed.scales.float()[:, None]
-    torch.testing.assert_close(stored, weight.float(), rtol=0, atol=float(weight.float().abs().max()) / 127)
+    torch.testing.assert_close(
+        stored[:6], weight[:6].float(), rtol=0.01, atol=float(weight.abs().max()) / 127
+    )
+    torch.testing.assert_close(stored[[3, 5]], weight[[3, 5]].float(), rtol=0.01, atol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tiny_models import random_prompts, tiny_model
 from transformers import AutoModelForCausalLM, GenerationMixin
 
 import selfspec
-from selfspec import speculation
+from selfspec import speculation, views
 from selfspec.tuning.costs import time_passes
 
 PROMPTS = random_prompts(6, 11, 3)
@@ -95,7 +96,7 @@ def test_a_low_bit_view_adds_the_memory_that_it_reports_and_no_more(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At shapes of whole groups: about 30% of the weights that it stands for."""
-    monkeypatch.setattr(speculation.Speculation, "_view_pays", lambda *_: True)
+    monkeypatch.setattr(views, "_WORTHWHILE", math.inf)
     sizes = {"hidden_size": 128, "intermediate_size": 512, "vocab": 320}
     model = tiny_model("llama", **sizes).bfloat16()
     weights = {p.data_ptr() for p in model.parameters()}

@@ -43,6 +43,15 @@ def test_drafts_are_counted_for_the_engine_only(llama: Any) -> None:
     assert (ours.exit_layer, ours.drafts) == (2, "E = 2, K = 3")
 
 
+def test_the_memory_of_a_view_is_that_of_the_contender_whose_calls_have_it(llama: Any) -> None:
+    low_bit = Contender("low bit", "", {**SETTINGS, "draft": "low_bit"})
+    early_exit = Contender("early exit", "", {**SETTINGS, "draft": "early_exit"})
+    contenders = (Contender(GENERATE, ""), early_exit, low_bit)
+    calls = compare(llama, contenders, batches_of(prompts(9), 1, PAD, CPU), Workload(4), PAD)
+    assert calls["low bit"][0].view_bytes == bind(llama, low_bit).speculation.view.bytes > 0
+    assert calls[GENERATE][0].view_bytes == calls["early exit"][0].view_bytes == 0
+
+
 def test_the_model_is_left_as_it_was(llama: Any) -> None:
     llama.generation_config.eos_token_id = 5
     compare(llama, standard_contenders(2, SETTINGS), batches_of(prompts(9), 1, PAD, CPU), Workload(4), PAD)

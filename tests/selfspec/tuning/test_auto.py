@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -215,7 +216,7 @@ def test_whatever_it_chooses_the_text_is_the_same(llama: Any, sampling: dict[str
     strategies = set()
     for low_bit_layer in (None, 0.1, 5.0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(selfspec.speculation.Speculation, "_view_pays", lambda *_: True)
+            patch.setattr(selfspec.views, "_WORTHWHILE", math.inf)
             selfspec.wrap(llama)
         known = llama.speculation.knowledge
         known.exact = flat(1.0, 0.1)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from selfspec.round import Arm
-from selfspec.tuning.calibration import calibrate, calibration_error, held_out_errors, tempered
+from selfspec.tuning.calibration import (
+    calibrate,
+    calibration_error,
+    held_out_errors,
+    paying_rule,
+    tempered,
+)
 from selfspec.tuning.recording import TOP, Choices, Recording, joined
+from selfspec.tuning.replay import Setting, replay
 
 EXIT = Arm(1, low_bit=False)
 
@@ -59,3 +68,12 @@ def test_stated_chances_that_come_true_have_no_error() -> None:
 
 def test_one_prompt_is_its_own_check() -> None:
     assert held_out_errors(made_up(2.0, 0.0, prompts=1), EXIT)[1] < 0.1
+
+
+def test_a_rule_from_costs_drafts_on_only_where_it_pays(tuned: Any) -> None:
+    calibration = calibrate(tuned[1].recording, Arm(3, low_bit=False))
+    generous, strict = (paying_rule(calibration, [1e-3] * 4, speed) for speed in (1.0, 900.0))
+    assert max(generous.thresholds) < 0.05
+    assert min(strict.thresholds) > 0.5
+    counts = replay(tuned[1].recording, [Setting(3, 4, stop=rule) for rule in (generous, strict)])
+    assert counts.drafted_most[1].sum() <= counts.drafted_most[0].sum()

@@ -44,10 +44,15 @@ def test_timing_leaves_the_model_as_it_was(llama: Any) -> None:
     assert all(p.requires_grad for p in llama.parameters())
 
 
-@pytest.mark.parametrize(("seconds", "runs"), [(0.001, 4), (0.02, 3), (0.1, 2), (1.0, 2)])
-def test_long_passes_are_repeated_less(monkeypatch: pytest.MonkeyPatch, seconds: float, runs: int) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "cold", "runs"),
+    [(0.001, True, 4), (0.02, True, 3), (0.1, True, 2), (0.001, False, 4), (0.02, False, 3), (0.1, False, 1)],
+)
+def test_long_passes_are_repeated_less(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, cold: bool, runs: int
+) -> None:
     now = [0.0]
     monkeypatch.setattr(costs.time, "perf_counter", lambda: now[-1])
-    taken = costs._least_seconds(lambda: now.append(now[-1] + seconds), torch.device("cpu"))
+    taken = costs._least_seconds(lambda: now.append(now[-1] + seconds), torch.device("cpu"), cold)
     assert taken == pytest.approx(seconds)
     assert len(now) - 1 == runs
