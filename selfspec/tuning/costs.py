@@ -16,6 +16,8 @@ from selfspec.cache import KVCache
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 """Tokens of a pass that are timed; in between costs are interpolated."""
+_HOPELESS_FROM = 4
+"""Tokens of a pass from which on, if it takes as long as so many passes of one, wider ones are not timed."""
 _KEYS = 256
 _TIMED_LAYERS = 2
 _REPEATS = 3
@@ -41,11 +43,16 @@ def time_passes(decoder: LayeredDecoder, widths: Sequence[int] = WIDTHS) -> Pass
 
     The least of a few repeats: what disturbs a measurement only ever adds to it. Passes of large models are
     repeated less, the wider ones not at all: they take long enough for disturbances to even out, and `wrap`
-    waits for them.
+    waits for them. Where passes of a few tokens take as long as one for each, as in bf16 on a CPU without
+    instructions for it, no wider one can pay: it is taken to cost as much a token.
     """
     layers: list[float] = []
     heads: list[float] = []
-    for width in widths:
+    for i, width in enumerate(widths):
+        if i and widths[i - 1] >= _HOPELESS_FROM and layers[-1] >= widths[i - 1] * layers[0]:
+            layers.append(layers[-1] * width / widths[i - 1])
+            heads.append(heads[-1] * width / widths[i - 1])
+            continue
         cache = KVCache(1, decoder.n_layers, _KEYS)
         positions = torch.arange(width, device=decoder.device)[None]
         span = decoder.span(positions, _KEYS, 0)
@@ -53,7 +60,7 @@ def time_passes(decoder: LayeredDecoder, widths: Sequence[int] = WIDTHS) -> Pass
         last = min(_TIMED_LAYERS, decoder.n_layers)
 
         run = partial(decoder.run, hidden, 0, last, span, cache.window(span))
-        cold = not layers
+        cold = i == 0
         layers.append(_least_seconds(run, decoder.device, cold) / last)
         heads.append(_least_seconds(partial(decoder.logits, hidden), decoder.device, cold))
     return PassCosts(tuple(layers), tuple(heads))

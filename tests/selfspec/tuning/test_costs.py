@@ -37,6 +37,24 @@ def test_every_width_is_timed_for_the_model_and_for_a_view(llama: Any) -> None:
         assert all(0 < seconds < 1 for seconds in (*timing.layer, *timing.head))
 
 
+@pytest.mark.parametrize(("each", "timed"), [(0.24, WIDTHS), (0.26, (1, 2, 4))])
+def test_wider_passes_are_not_timed_where_none_can_pay(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, each: float, timed: tuple[int, ...]
+) -> None:
+    """`each`: seconds of a token in a pass of several; one alone takes a quarter of a second."""
+    seen: list[int] = []
+
+    def seconds(run: Any, device: torch.device, cold: bool) -> float:
+        if run.func.__name__ == "run":
+            seen.append(run.args[0].shape[1])
+        return 0.25 if seen[-1] == 1 else each * seen[-1]
+
+    monkeypatch.setattr(costs, "_least_seconds", seconds)
+    timing = time_passes(LayeredDecoder(llama))
+    assert tuple(seen) == timed
+    assert timing.head == pytest.approx([0.25, *(each * width for width in WIDTHS[1:])])
+
+
 def test_timing_leaves_the_model_as_it_was(llama: Any) -> None:
     before = {name: p._version for name, p in llama.named_parameters()}
     time_passes(LayeredDecoder(llama))
