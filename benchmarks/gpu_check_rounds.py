@@ -42,6 +42,10 @@ ACCEPTS = {
     "nothing drafted": AcceptCase(4, candidates=0),
     "63 candidates": AcceptCase(2, candidates=63, vocabulary=5000, dtype=FP16),
     "a tree": AcceptCase(5, candidates=6, tree=True, noisy=True),
+    "filters, nothing drafted": AcceptCase(33, candidates=0, noisy=True, filters=True),
+    "filters, 33 rows": AcceptCase(33, vocabulary=50_257, noisy=True, filters=True),
+    "filters, 63 candidates": AcceptCase(4, candidates=63, vocabulary=5000, filters=True),
+    "filters, a tree": AcceptCase(5, candidates=6, tree=True, noisy=True, filters=True),
 }
 PARENTS, DEPTH = (0, 0, 1, 1, 2, 3), 3
 

@@ -2,9 +2,9 @@
 
 Two launches and no temporary as large as the logits: `choice_kernel` takes the target's own choice at every
 position, in parts of the vocabulary; `walk_kernel`, one program a row, adds the parts up and walks down the
-candidates. With filters `group_kernel`, in parts, and `filter_kernel`, one program a position, make the
-choice: still two launches where nothing was drafted, three with the walk. Where more than about a thousand
-tokens may pass, as with a large nucleus and no top-k, one program reads a position's logits many times.
+candidates. With filters it is `group_kernel`, in parts, and `filter_kernel`, one program a position, of which
+the last of a row to finish walks. Where more than about a thousand tokens may pass, as with a large nucleus
+and no top-k, one program reads a position's logits many times.
 
 How the engine calls it: `verify` hands over the logits [B, m, V] as the head gave them. The processors'
 temperature and filters become `Sampling`, `Mode.accept` one call: `accept` (noise for coupled mode, None for
@@ -189,6 +189,16 @@ def reference_walk(
         columns[:, step] = at
         at = torch.where(accepted >= step, above[at], at)
     return Accepted(accepted, choices.gather(1, columns), logprobs.gather(1, columns), columns)
+
+
+def empty_verdict(rows: int, width: int, device: torch.device) -> Accepted:
+    """For a kernel to fill: `width` columns."""
+    return Accepted(
+        torch.empty(rows, dtype=torch.int64, device=device),
+        torch.empty(rows, width, dtype=torch.int64, device=device),
+        torch.empty(rows, width, dtype=torch.float32, device=device),
+        torch.empty(rows, width, dtype=torch.int64, device=device),
+    )
 
 
 def check_logits(logits: Tensor, draft: Tensor, sampling: Sampling) -> None:

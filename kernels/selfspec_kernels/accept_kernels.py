@@ -136,41 +136,21 @@ def at_column(node, column, values):
     return tl.sum(tl.where(node == column, values, 0), axis=0)
 
 
-@triton.jit(do_not_specialize=["n", "depth"])
-def walk_kernel(
-    values_ptr, scores_ptr, indices_ptr, tops_ptr, masses_ptr, draft_ptr, parents_ptr,
-    accepted_ptr, tokens_ptr, logprobs_ptr, columns_ptr, n, depth, parts, draft_stride,
-    NODES: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
+@triton.jit
+def walk(
+    choice, logprob, b, draft_ptr, parents_ptr, accepted_ptr, tokens_ptr, logprobs_ptr, columns_ptr,
+    n, depth, draft_stride, NODES: tl.constexpr,
 ):  # fmt: skip
-    """From the root to the deepest candidate that stands, row program_id(0).
+    """From the root to the deepest candidate that stands, row b in int64.
 
     Args:
-        values_ptr, ...: as `choice_kernel` left them; where values_ptr is None, indices_ptr [B, n+1] are the
-            choices and scores_ptr their log-probabilities.
+        choice, logprob: [NODES] of the row, int32 and fp32.
         draft_ptr: [B, n] int64; n may be 0.
         parents_ptr: [n] int32, or None for a chain.
-        NODES, PARTS: cover n + 1 and parts.
+        NODES: covers n + 1.
     """
-    allow_next(PDL)
-    await_previous(PDL)
-    b = tl.program_id(0).to(tl.int64)
     node = tl.arange(0, NODES)
-    node_in = node <= n
-    out = b * (n + 1) + node
-    if values_ptr is None:
-        choice = tl.load(indices_ptr + out, mask=node_in, other=0).to(tl.int32)
-        logprob = tl.load(scores_ptr + out, mask=node_in, other=0.0)
-    else:
-        part = tl.arange(0, PARTS)
-        at = out[:, None] * parts + part[None, :]
-        inside = node_in[:, None] & (part < parts)[None, :]
-        value = tl.load(values_ptr + at, mask=inside, other=float("-inf"))
-        _, best = tl.max(value, axis=1, return_indices=True, return_indices_tie_break_left=True)
-        hit = (part[None, :] == best[:, None]) & inside
-        choice = tl.sum(tl.where(hit, tl.load(indices_ptr + at, mask=inside, other=0), 0), axis=1)
-        score = tl.sum(tl.where(hit, tl.load(scores_ptr + at, mask=inside, other=0.0), 0.0), axis=1)
-        logprob = score - log_sum_of(tops_ptr, masses_ptr, at, inside)
-    candidate = (node > 0) & node_in
+    candidate = (node > 0) & (node <= n)
     parent = node - 1
     if parents_ptr is not None:
         parent = tl.load(parents_ptr + node - 1, mask=candidate, other=-1)
@@ -194,3 +174,42 @@ def walk_kernel(
         tl.store(tokens_ptr + at_step, at_column(node, column, choice).to(tl.int64))
         tl.store(logprobs_ptr + at_step, at_column(node, column, logprob))
         column = tl.where((step <= accepted) & (step > 0), at_column(node, column, parent), column)
+
+
+@triton.jit(do_not_specialize=["n", "depth"])
+def walk_kernel(
+    values_ptr, scores_ptr, indices_ptr, tops_ptr, masses_ptr, draft_ptr, parents_ptr,
+    accepted_ptr, tokens_ptr, logprobs_ptr, columns_ptr, n, depth, parts, draft_stride,
+    NODES: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The choices of row program_id(0) from their parts, and the walk over them.
+
+    Args:
+        values_ptr, ...: as `choice_kernel` left them; where values_ptr is None, indices_ptr [B, n+1] are the
+            choices and scores_ptr their log-probabilities.
+        draft_ptr, ...: as for `walk`.
+        NODES, PARTS: cover n + 1 and parts.
+    """
+    allow_next(PDL)
+    await_previous(PDL)
+    b = tl.program_id(0).to(tl.int64)
+    node = tl.arange(0, NODES)
+    node_in = node <= n
+    out = b * (n + 1) + node
+    if values_ptr is None:
+        choice = tl.load(indices_ptr + out, mask=node_in, other=0).to(tl.int32)
+        logprob = tl.load(scores_ptr + out, mask=node_in, other=0.0)
+    else:
+        part = tl.arange(0, PARTS)
+        at = out[:, None] * parts + part[None, :]
+        inside = node_in[:, None] & (part < parts)[None, :]
+        value = tl.load(values_ptr + at, mask=inside, other=float("-inf"))
+        _, best = tl.max(value, axis=1, return_indices=True, return_indices_tie_break_left=True)
+        hit = (part[None, :] == best[:, None]) & inside
+        choice = tl.sum(tl.where(hit, tl.load(indices_ptr + at, mask=inside, other=0), 0), axis=1)
+        score = tl.sum(tl.where(hit, tl.load(scores_ptr + at, mask=inside, other=0.0), 0.0), axis=1)
+        logprob = score - log_sum_of(tops_ptr, masses_ptr, at, inside)
+    walk(
+        choice, logprob, b, draft_ptr, parents_ptr, accepted_ptr, tokens_ptr, logprobs_ptr, columns_ptr,
+        n, depth, draft_stride, NODES,
+    )  # fmt: skip

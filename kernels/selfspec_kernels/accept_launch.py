@@ -7,10 +7,11 @@ import torch
 import triton
 from torch import Tensor
 
-from selfspec_kernels.accept import Accepted, Sampling
+from selfspec_kernels import filter_launch
+from selfspec_kernels.accept import Accepted, Sampling, empty_verdict
 from selfspec_kernels.accept_kernels import choice_kernel, walk_kernel
-from selfspec_kernels.filter_launch import CUT, Cut, filtered
-from selfspec_kernels.launching import all_registers, on, options, pdl_of, processors
+from selfspec_kernels.filter_launch import CUT, Cut
+from selfspec_kernels.launching import all_registers, covering, on, options, pdl_of, processors
 from selfspec_kernels.noise import Noise
 
 BLOCKS = (2048, 4096)
@@ -44,24 +45,16 @@ def accept(
 ) -> Accepted:
     """`accept` for checked inputs."""
     with on(logits.device):
-        if not sampling.filters:
-            parts = sum_up(logits, sampling.temperature, noise, block, choose=True)
-            return _walk(parts, draft, parents, depth)
-        found = filtered(logits, sampling, noise, True, cut)
-        if found.verdict is not None:
-            return found.verdict
-        return _walk(Parts(scores=found.logprobs, indices=found.choices), draft, parents, depth)
+        if sampling.filters:
+            return filter_launch.accept(logits, draft, sampling, noise, parents, depth, cut)
+        parts = sum_up(logits, sampling.temperature, noise, block, choose=True)
+        return _walk(parts, draft, parents, depth)
 
 
 def walk(choices: Tensor, logprobs: Tensor, draft: Tensor, parents: Tensor | None, depth: int) -> Accepted:
     """`accept_choices` for checked inputs."""
     with on(choices.device):
         return _walk(Parts(scores=logprobs, indices=choices), draft, parents, depth)
-
-
-def covering(nodes: int, parts: int) -> dict[str, int]:
-    """Powers of two for the kernels that hold all nodes, and all parts of each."""
-    return {"NODES": max(16, triton.next_power_of_2(nodes)), "PARTS": triton.next_power_of_2(parts)}
 
 
 def walk_options(nodes: int, pdl: bool) -> dict[str, Any]:
@@ -112,13 +105,3 @@ def _walk(parts: Parts, draft: Tensor, parents: Tensor | None, depth: int) -> Ac
             **sizes, **walk_options(sizes["NODES"], pdl_of(draft.device)),
         )  # fmt: skip
     return out
-
-
-def empty_verdict(rows: int, width: int, device: torch.device) -> Accepted:
-    """For a kernel to fill: `width` columns."""
-    return Accepted(
-        torch.empty(rows, dtype=torch.int64, device=device),
-        torch.empty(rows, width, dtype=torch.int64, device=device),
-        torch.empty(rows, width, dtype=torch.float32, device=device),
-        torch.empty(rows, width, dtype=torch.int64, device=device),
-    )

@@ -4,21 +4,24 @@ A position's few candidates are found among the highest scores of groups of toke
 one are read again, and noise is made for candidates alone. Where these are more than MOST, thresholds are
 bisected over the whole vocabulary, by one program a position.
 
-Nothing is atomic: equal inputs give equal bits.
+The last program of a row to finish walks for the row. Only their count is atomic: it says who walks, never
+what is computed, and the walk begins when all choices are there. So equal inputs give equal bits.
 """
 
 import triton
 import triton.language as tl
 
+from selfspec_kernels.accept_kernels import walk
 from selfspec_kernels.candidate_kernels import NOTHING, bound_of, list_candidates, list_groups, lowest_kept
 from selfspec_kernels.noise_kernels import gumbel, position_key
+from selfspec_kernels.overlap_kernels import allow_next, await_previous
 from selfspec_kernels.score_kernels import kept, order, scores_of, threshold_of
 
 
 @triton.jit(do_not_specialize=["m"])
 def group_kernel(
-    logits_ptr, temperature_ptr, highs_ptr, tops_ptr, masses_ptr, m, V, groups, row_stride, column_stride,
-    GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    logits_ptr, temperature_ptr, highs_ptr, tops_ptr, masses_ptr, finished_ptr,
+    m, V, groups, row_stride, column_stride, GROUP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The highest score of every group of GROUP tokens, and the log-sum-exp of a block, without filters.
 
@@ -27,10 +30,13 @@ def group_kernel(
     Args:
         highs_ptr: [B, m, groups]
         tops_ptr, masses_ptr: [B, m, blocks] maximum t of the scores, sum of exp(score - t).
+        finished_ptr: [B] int32, set to 0 for `filter_kernel`; None where no choice is needed.
     """
     row = tl.program_id(0)
     b = row // m
     logits_ptr += b.to(tl.int64) * row_stride + (row % m).to(tl.int64) * column_stride
+    if finished_ptr is not None:
+        tl.store(finished_ptr + b, 0, mask=(row % m == 0) & (tl.program_id(1) == 0))
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     logit = tl.load(logits_ptr + n, mask=n < V, other=float("-inf")).to(tl.float32)
     # A quotient rises with its dividend: few of them need the exact division that `scores_of` makes.
@@ -65,26 +71,39 @@ def better_of(
     return tl.where(better, value, best), best_score, index
 
 
-@triton.jit(do_not_specialize=["m"])
+@triton.jit
+def is_last(finished_ptr, m):
+    """Whether all others of m programs have asked before: what they stored first is seen from here on."""
+    tl.debug_barrier()  # what all threads have stored comes before the count, which is one thread's
+    return tl.atomic_add(finished_ptr, 1, sem="acq_rel", scope="gpu") == m - 1
+
+
+@triton.jit(do_not_specialize=["m", "depth"])
 def filter_kernel(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, keys_ptr, positions_ptr,
-    highs_ptr, tops_ptr, masses_ptr, found_ptr, candidates_ptr, scores_ptr,
-    choices_ptr, logprobs_ptr, accepted_ptr, columns_ptr, thresholds_ptr, kept_tops_ptr, kept_masses_ptr,
+    highs_ptr, tops_ptr, masses_ptr, found_ptr, candidates_ptr, scores_ptr, finished_ptr,
     m, V, groups, parts, row_stride, column_stride, position_row_stride, position_column_stride,
-    GROUP: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr,
-    TOGETHER: tl.constexpr, CHUNK: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr,
+    thresholds_ptr, kept_tops_ptr, kept_masses_ptr, choices_ptr, choice_logprobs_ptr,
+    draft_ptr, parents_ptr, accepted_ptr, tokens_ptr, logprobs_ptr, columns_ptr, depth, draft_stride,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, NODES: tl.constexpr, FEW: tl.constexpr,
+    TOGETHER: tl.constexpr, CHUNK: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """What passes the filters, and the best token of it: position program_id(0) of [B, m].
+
+    Then the walk, by the last program of a row.
 
     Args:
         keys_ptr, positions_ptr: noise, see `noise.Noise`; None for none.
         highs_ptr, tops_ptr, masses_ptr: as `group_kernel` left them.
         found_ptr, candidates_ptr, scores_ptr: room [B, m, MOST] for groups, tokens and their scores.
-        choices_ptr, logprobs_ptr: [B, m] int64 and fp32; None where no choice is needed.
-        accepted_ptr, columns_ptr: [B] and [B, 1], which are zero where nothing was drafted; None elsewhere.
-        thresholds_ptr: [B, m] int32: tokens in order above it are kept (min-p aside).
+        finished_ptr: [B] int32: programs of a row that have finished, 0 from `group_kernel`.
+        thresholds_ptr: [B, m] int32: tokens in order above it are kept (min-p aside); None where not needed.
         kept_tops_ptr, kept_masses_ptr: [B, m] maximum t, and sum of exp(score - t) of what is kept.
+        choices_ptr, choice_logprobs_ptr: room [B, m], int32 and fp32; None where no choice is needed.
+        draft_ptr, ...: as for `walk`.
     """
+    allow_next(PDL)
+    await_previous(PDL)
     row = tl.program_id(0)
     b = row // m
     logits_ptr += b.to(tl.int64) * row_stride + (row % m).to(tl.int64) * column_stride
@@ -157,13 +176,18 @@ def filter_kernel(
                 best, best_score, index = better_of(
                     score, n, key, best, best_score, index, keys_ptr is not None, BLOCK
                 )
-    if choices_ptr is not None:
-        tl.store(choices_ptr + row, index.to(tl.int64))
-        tl.store(logprobs_ptr + row, best_score - top - tl.log(mass))
-    if accepted_ptr is not None:
-        tl.store(accepted_ptr + row, tl.zeros((), tl.int64))
-        tl.store(columns_ptr + row, tl.zeros((), tl.int64))
     if thresholds_ptr is not None:
         tl.store(thresholds_ptr + row, threshold)
         tl.store(kept_tops_ptr + row, top)
         tl.store(kept_masses_ptr + row, mass)
+    if choices_ptr is not None:
+        tl.store(choices_ptr + row, index)
+        tl.store(choice_logprobs_ptr + row, best_score - top - tl.log(mass))
+        if is_last(finished_ptr + b, m):
+            node = tl.arange(0, NODES)
+            choice = tl.load(choices_ptr + b * m + node, mask=node < m, other=0)
+            logprob = tl.load(choice_logprobs_ptr + b * m + node, mask=node < m, other=0.0)
+            walk(
+                choice, logprob, b.to(tl.int64), draft_ptr, parents_ptr,
+                accepted_ptr, tokens_ptr, logprobs_ptr, columns_ptr, m - 1, depth, draft_stride, NODES,
+            )  # fmt: skip

@@ -7,12 +7,20 @@ import torch
 import triton
 from torch import Tensor
 
-from selfspec_kernels.accept import Accepted, Sampling
+from selfspec_kernels.accept import Accepted, Sampling, empty_verdict
 from selfspec_kernels.filter_kernels import filter_kernel, group_kernel
-from selfspec_kernels.launching import all_registers, options
+from selfspec_kernels.launching import all_registers, covering, options, pdl_of
 from selfspec_kernels.noise import Noise
 
 _MOST_GROUPS = 4096
+_NOTHING: dict[str, Any] = {
+    **dict.fromkeys(("thresholds_ptr", "kept_tops_ptr", "kept_masses_ptr")),
+    **dict.fromkeys(("choices_ptr", "choice_logprobs_ptr", "draft_ptr", "parents_ptr")),
+    **dict.fromkeys(("accepted_ptr", "tokens_ptr", "logprobs_ptr", "columns_ptr")),
+    "depth": 0,
+    "draft_stride": 0,
+}
+"""Arguments of `filter_kernel` for what it need not do."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +49,23 @@ CUT = Cut()
 
 
 @dataclass(frozen=True)
-class Filtered:
-    """What `filter_kernel` leaves behind, see there."""
+class Passing:
+    """What tells which tokens pass, see `filter_kernel`."""
 
-    choices: Tensor | None
-    """[B, m] int64"""
-    logprobs: Tensor | None
-    """[B, m] fp32"""
-    verdict: Accepted | None
-    """Where nothing was drafted, the whole of it."""
-    thresholds: Tensor | None
+    thresholds: Tensor
     """[B, m] int32"""
-    tops: Tensor | None
+    tops: Tensor
     """[B, m, 1] fp32"""
-    masses: Tensor | None
+    masses: Tensor
     """[B, m, 1] fp32"""
 
 
-def filter_options(cut: Cut) -> dict[str, Any]:
+def filter_options(cut: Cut, pdl: bool) -> dict[str, Any]:
     """Of `filter_kernel`."""
-    return options(cut.warps) | all_registers(cut.warps)
+    return options(cut.warps, pdl) | all_registers(cut.warps)
 
 
-def constants(cut: Cut, vocabulary: int) -> dict[str, int]:
+def constants(cut: Cut, vocabulary: int, nodes: int) -> dict[str, int]:
     """The compile-time arguments of `filter_kernel`."""
     # So many groups that a program holds the highest scores of all in registers.
     group = max(cut.group, triton.next_power_of_2(triton.cdiv(vocabulary, _MOST_GROUPS)))
@@ -71,7 +73,7 @@ def constants(cut: Cut, vocabulary: int) -> dict[str, int]:
     return {
         "GROUP": group,
         "GROUPS": triton.next_power_of_2(triton.cdiv(vocabulary, group)),
-        "PARTS": triton.next_power_of_2(triton.cdiv(vocabulary, block)),
+        **covering(nodes, triton.cdiv(vocabulary, block)),
         "FEW": cut.few,
         "TOGETHER": max(1, cut.together * cut.group // group),
         "CHUNK": cut.chunk,
@@ -80,44 +82,87 @@ def constants(cut: Cut, vocabulary: int) -> dict[str, int]:
     }
 
 
-def filtered(logits: Tensor, sampling: Sampling, noise: Noise | None, choose: bool, cut: Cut) -> Filtered:
-    """Choices from logits [B, m, V]; without `choose`, what tells which tokens are kept."""
+def accept(
+    logits: Tensor,
+    draft: Tensor,
+    sampling: Sampling,
+    noise: Noise | None,
+    parents: Tensor | None,
+    depth: int,
+    cut: Cut,
+) -> Accepted:
+    """`accept` for checked inputs with filters."""
+    rows, device = len(draft), draft.device
+    out = empty_verdict(rows, depth + 1, device)
+    _launch(
+        logits,
+        sampling,
+        noise,
+        cut,
+        finished=torch.empty(rows, dtype=torch.int32, device=device),
+        choices_ptr=torch.empty(logits.shape[:2], dtype=torch.int32, device=device),
+        choice_logprobs_ptr=torch.empty(logits.shape[:2], device=device),
+        draft_ptr=draft,
+        parents_ptr=parents,
+        accepted_ptr=out.accepted,
+        tokens_ptr=out.tokens,
+        logprobs_ptr=out.logprobs,
+        columns_ptr=out.columns,
+        depth=depth,
+        draft_stride=draft.stride(0),
+    )
+    return out
+
+
+def passing(logits: Tensor, sampling: Sampling, cut: Cut) -> Passing:
+    """What passes the filters, of logits [B, m, V]."""
+    rows, nodes, device = *logits.shape[:2], logits.device
+    out = Passing(
+        torch.empty(rows, nodes, dtype=torch.int32, device=device),
+        torch.empty(rows, nodes, 1, device=device),
+        torch.empty(rows, nodes, 1, device=device),
+    )
+    _launch(
+        logits,
+        sampling,
+        None,
+        cut,
+        thresholds_ptr=out.thresholds,
+        kept_tops_ptr=out.tops,
+        kept_masses_ptr=out.masses,
+    )
+    return out
+
+
+def _launch(
+    logits: Tensor,
+    sampling: Sampling,
+    noise: Noise | None,
+    cut: Cut,
+    finished: Tensor | None = None,
+    **given: Any,
+) -> None:
+    """Both kernels; `given`: what `filter_kernel` is to do, by the names of its arguments."""
     rows, nodes, vocabulary = logits.shape
-    sizes = constants(cut, vocabulary)
+    if not rows:
+        return
+    sizes = constants(cut, vocabulary, nodes)
     group, block = sizes["GROUP"], sizes["BLOCK"]
     groups, parts = triton.cdiv(vocabulary, group), triton.cdiv(vocabulary, block)
+    strides = logits.stride()[:2]
 
-    def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(rows, *shape, dtype=dtype, device=logits.device)
+    def room(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(rows, nodes, size, dtype=dtype, device=logits.device)
 
-    highs, tops, masses = room(nodes, groups), room(nodes, parts), room(nodes, parts)
-    choices = room(nodes, dtype=torch.int64) if choose else None
-    logprobs = room(nodes) if choose else None
-    verdict = None
-    if choices is not None and logprobs is not None and nodes == 1:
-        verdict = Accepted(room(dtype=torch.int64), choices, logprobs, room(1, dtype=torch.int64))
-    out = Filtered(
-        choices,
-        logprobs,
-        verdict,
-        thresholds=None if choose else room(nodes, dtype=torch.int32),
-        tops=None if choose else room(nodes, 1),
-        masses=None if choose else room(nodes, 1),
-    )
-    if rows:
-        strides = logits.stride()[:2]
-        group_kernel[rows * nodes, parts](
-            logits, sampling.temperature, highs, tops, masses, nodes, vocabulary, groups, *strides,
-            GROUP=group, BLOCK=block, **options(cut.group_warps),
-        )  # fmt: skip
-        filter_kernel[(rows * nodes,)](
-            logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
-            noise.keys if noise else None, noise.positions if noise else None, highs, tops, masses,
-            room(nodes, cut.most, dtype=torch.int32), room(nodes, cut.most, dtype=torch.int32),
-            room(nodes, cut.most),
-            choices, logprobs, verdict.accepted if verdict else None, verdict.columns if verdict else None,
-            out.thresholds, out.tops, out.masses,
-            nodes, vocabulary, groups, parts, *strides, *(noise.positions.stride() if noise else (0, 0)),
-            **sizes, **filter_options(cut),
-        )  # fmt: skip
-    return out
+    highs, tops, masses = room(groups), room(parts), room(parts)
+    group_kernel[rows * nodes, parts](
+        logits, sampling.temperature, highs, tops, masses, finished, nodes, vocabulary, groups, *strides,
+        GROUP=group, BLOCK=block, **options(cut.group_warps),
+    )  # fmt: skip
+    filter_kernel[(rows * nodes,)](
+        logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
+        noise.keys if noise else None, noise.positions if noise else None, highs, tops, masses,
+        room(cut.most, torch.int32), room(cut.most, torch.int32), room(cut.most), finished,
+        nodes, vocabulary, groups, parts, *strides, *(noise.positions.stride() if noise else (0, 0)),
+        **_NOTHING | given, **sizes, **filter_options(cut, pdl_of(logits.device)),
+    )  # fmt: skip

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from selfspec_kernels.accept import Accepted, Sampling
-from selfspec_kernels.accept_launch import Parts, covering, empty_verdict, sum_up
-from selfspec_kernels.filter_launch import CUT, Cut, filtered
-from selfspec_kernels.launching import all_registers, on, options
+from selfspec_kernels.accept import Accepted, Sampling, empty_verdict
+from selfspec_kernels.accept_launch import Parts, sum_up
+from selfspec_kernels.filter_launch import CUT, Cut, passing
+from selfspec_kernels.launching import all_registers, covering, on, options
 from selfspec_kernels.noise import Noise
 from selfspec_kernels.rejection_kernels import rejection_kernel
 
@@ -32,7 +32,7 @@ def reject(
     with on(logits.device):
         thresholds = None
         if sampling.filters:
-            kept = filtered(logits, sampling, None, False, cut)
+            kept = passing(logits, sampling, cut)
             thresholds, parts = kept.thresholds, Parts(tops=kept.tops, masses=kept.masses)
         else:
             parts = sum_up(logits, sampling.temperature, None, block, choose=False)

@@ -7,23 +7,14 @@ greedy and coupled mode the text stays the same, in rejection mode its distribut
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 
 from selfspec.round import Arm
 from selfspec.tuning.cost_table import CostTable, Option
+from selfspec.tuning.estimates import Estimates, accepted_tokens
 
-MEMORY = 32.0
-"""Draft tokens that an estimate is taken over (exponentially weighted)."""
-UNSEEN_MEMORY = 128.0
-"""The same for an exit that is only read now and then."""
-DRIFT_WEIGHT = 2.0
-"""Misses that speak for the profile being right."""
-PRIOR_WEIGHT = 4.0
-"""Draft tokens that the prior counts as, at any time: what an exit that was not looked at is believed by."""
-HIGHEST = 0.99
 WATCH_BUDGET = 0.01
 """Share of the rounds' time that reading other exits, or probing, may take."""
 UNEXPECTED = 0.4
@@ -49,44 +40,11 @@ class Plan:
 
 
 @dataclass
-class Estimate:
-    """Chance that a draft token of one arm stands: exponentially weighted counts."""
-
-    prior: float
-    hits: float = 0.0
-    trials: float = 0.0
-
-    def add(self, hits: float, trials: float) -> None:
-        """`hits` of `trials` draft tokens stood; older ones count less for it."""
-        self._keep(math.exp(-trials / MEMORY))
-        self.hits += hits
-        self.trials += trials
-
-    def fade(self, trials: float) -> None:
-        """`trials` tokens went by unseen: what was seen before them says less of the text here."""
-        self._keep(math.exp(-trials / UNSEEN_MEMORY))
-
-    def halve(self) -> None:
-        """What was seen so far counts half."""
-        self._keep(0.5)
-
-    def chance(self, drift: float) -> float:
-        """What was seen, and the prior where that is little; `drift`: how much harder the text is."""
-        expected = 1 - min((1 - self.prior) * drift, 1.0)
-        return min((self.hits + PRIOR_WEIGHT * expected) / (self.trials + PRIOR_WEIGHT), HIGHEST)
-
-    def _keep(self, share: float) -> None:
-        self.hits *= share
-        self.trials *= share
-
-
-@dataclass
 class Controller:
     """Chooses an option before every round.
 
-    A text that is harder for one arm is harder for all: misses of the arms that are looked at, over the
-    misses expected of them, say how far the prior of the others is off. An early exit can be read on the
-    layers that a round runs anyway. A view cannot: while drafting rests, a draft of one token probes it.
+    Now and then it looks at another arm. An early exit can be read on the layers that a round runs anyway. A
+    view cannot: while drafting rests, a draft of one token probes it.
     """
 
     costs: CostTable
@@ -96,12 +54,10 @@ class Controller:
     may_watch: bool = True
     """Whether other exits may be read. Not in rejection mode, where choosing a token also notes what it was
     drawn from; there a draft of one token probes now and then."""
-    _estimates: dict[Arm, Estimate] = field(default_factory=dict)
+    _estimates: Estimates = field(init=False)
     _gains: dict[Arm, list[tuple[Option, float]]] = field(default_factory=dict)
     """The options of every arm with what they gain over independent chances."""
     _reserve: list[Arm] = field(default_factory=list)
-    _misses: float = 0.0
-    _expected: float = 0.0
     _saved: float = 0.0
     """Seconds of the budget that are left; below 0 what was looked at on credit."""
     _stirring: bool = False
@@ -111,14 +67,14 @@ class Controller:
     _longest: int = 0
 
     def __post_init__(self) -> None:
-        self._estimates = {arm: Estimate(self.prior[arm]) for arm in self.costs.options}
+        self._estimates = Estimates.of({arm: self.prior[arm] for arm in self.costs.options})
         self._gains = {
             arm: [(option, self._gain(option)) for option in options]
             for arm, options in self.costs.options.items()
         }
         self._longest = max(option.draft_length for own in self.costs.options.values() for option in own)
         self._read_seconds = self.costs.read_seconds
-        known = sorted(self._estimates)
+        known = sorted(self.costs.options)
         best = {self._fastest(known, drift)[1].arm for drift in _DRIFTS}
         spread = {known[round(i * (len(known) - 1) / (_SPREAD - 1))] for i in range(_SPREAD)}
         own = self.costs.options.get(self.option.arm, ())
@@ -161,31 +117,18 @@ class Controller:
 
     @property
     def drift(self) -> float:
-        """Misses over those that the profile expected; above 1 for harder text."""
-        return (self._misses + DRIFT_WEIGHT) / (self._expected + DRIFT_WEIGHT)
+        """How much harder the text is than the profile's."""
+        return self._estimates.drift
 
     def chance(self, arm: Arm) -> float:
         """Estimated chance that a draft token of this arm stands."""
-        return self._estimates[arm].chance(self.drift)
+        return self._estimates.chance(arm)
 
     def _count(self, arm: Arm, hits: float, trials: float) -> None:
-        estimate = self._estimates[arm]
         self._stirring = hits > 0 and not self.option.draft_length and self.chance(arm) < UNEXPECTED
-        if self._stirring:
-            self._forget()
-        estimate.add(hits, trials)
-        kept = math.exp(-trials / MEMORY)
-        self._misses = self._misses * kept + trials - hits
-        self._expected = self._expected * kept + trials * (1 - estimate.prior)
-        for other, unseen in self._estimates.items():
-            if other != arm:
-                unseen.fade(trials)
-
-    def _forget(self) -> None:
-        """Half of what was seen: it may be of another text."""
-        self._misses, self._expected = self._misses / 2, self._expected / 2
-        for estimate in self._estimates.values():
-            estimate.halve()
+        if self._stirring:  # what was seen so far may be of another text
+            self._estimates.halve()
+        self._estimates.add(arm, hits, trials)
 
     def _choose(self) -> None:
         """The fastest option by the present estimates; the arm changes for a clear gain only."""
@@ -202,7 +145,7 @@ class Controller:
 
     def _speeds(self, arm: Arm, drift: float) -> list[tuple[float, Option]]:
         """Tokens per second of every option of an arm."""
-        sums = accepted_tokens(self._estimates[arm].chance(drift), self._longest)
+        sums = accepted_tokens(self._estimates.chance(arm, drift), self._longest)
         found = []
         for option, gain in self._gains[arm]:
             tokens = min(1 + sums[option.draft_length] * gain, option.draft_length + 1)
@@ -249,12 +192,3 @@ class Controller:
             return self.option
         chains = [o for o in self.costs.options[self.option.arm] if o.siblings == 1 and not o.ruled]
         return next((o for o in chains if o.draft_length == self.option.draft_length), chains[0])
-
-
-def accepted_tokens(chance: float, longest: int) -> list[float]:
-    """Draft tokens that stand of 0, 1, … drafts, where each stands with the same chance [longest + 1]."""
-    sums, power = [0.0], 1.0
-    for _ in range(longest):
-        power *= chance
-        sums.append(sums[-1] + power)
-    return sums

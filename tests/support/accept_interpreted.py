@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
 import torch
 from acceptance_cases import Case, difference, logits_of, noise_of, settings_of
-from interpreter import prepare, run
+from interpreter import launches, prepare, run, shuffled
 from torch import Tensor
 
 from selfspec_kernels import accept_launch
-from selfspec_kernels.accept import Sampling, accept, accept_choices, processed
+from selfspec_kernels.accept import Accepted, Sampling, accept, accept_choices, processed
 from selfspec_kernels.filter_launch import Cut
 from selfspec_kernels.noise import Noise
 
@@ -47,6 +48,21 @@ CASES = {
 CASES |= {
     f"{name}, slowly": replace(CASES[name], slow=True)
     for name in ("top-k", "top-p", "all filters", "no limits", "min-p", "nothing drafted")
+}
+FILTERED = Case(4, 20, top_k=2, shuffled=True)
+"""Many positions of little work: here it matters who walks."""
+CASES |= {
+    "filters, a chain": replace(FILTERED, candidates=5),
+    "filters, a coupled chain": replace(FILTERED, candidates=3, noisy=True, temperature=0.7, apart=True),
+    "filters, a tree": replace(FILTERED, candidates=len(PARENTS), tree=True, apart=True),
+    "filters, a coupled tree": replace(FILTERED, candidates=12, tree=True, noisy=True, min_p=0.1),
+    "filters, a tree, slowly": replace(FILTERED, candidates=len(PARENTS), tree=True, slow=True),
+    "filters, a chain in order": replace(FILTERED, candidates=5, shuffled=False),
+    "filters, a tree of 63": replace(FILTERED, rows=2, candidates=63, tree=True, noisy=True),
+}
+CASES |= {
+    f"filters, {nodes} positions": replace(FILTERED, rows=2, candidates=nodes - 1)
+    for nodes in (1, 2, 16, 17, 32, 33, 64)
 }
 MUTATIONS = {
     "one part only": ("a chain", "first = tl.program_id(1) * BLOCK", "first = tl.program_id(1) * 0"),
@@ -84,12 +100,45 @@ MUTATIONS = {
     "the first chunk of candidates": ("a wide nucleus", "range(0, total, CHUNK)", "range(0, CHUNK, CHUNK)"),
     "the first groups": ("a wide nucleus", "range(0, count, TOGETHER)", "range(0, TOGETHER, TOGETHER)"),
     "too high a bound": ("top-k", "low = tl.where(enough, middle, low)", "low = middle"),
+    "the first program to finish walks": (
+        "filters, a chain in order",
+        'scope="gpu") == m - 1',
+        'scope="gpu") == 0',
+    ),
+    "the last but one walks": ("filters, a tree", 'scope="gpu") == m - 1', 'scope="gpu") == m - 2'),
+    "the last position walks": ("filters, a chain", "is_last(finished_ptr + b, m)", "row % m == m - 1"),
+    "nobody walks alone": ("filters, 1 positions", "is_last(finished_ptr + b, m)", "m > 1"),
+    "a count that begins anywhere": ("filters, a chain", "if finished_ptr is not None", "if False"),
+    "a count that begins at 0 in the first row": (
+        "filters, a chain",
+        "mask=(row % m == 0)",
+        "mask=(row == 0)",
+    ),
+    "a count that begins at 1": (
+        "filters, a chain",
+        "tl.store(finished_ptr + b, 0,",
+        "tl.store(finished_ptr + b, 1,",
+    ),
+    "a count for all rows": ("filters, a chain", "is_last(finished_ptr + b, m)", "is_last(finished_ptr, m)"),
+    "the first row's choices": ("filters, a chain", "load(choices_ptr + b * m", "load(choices_ptr + 0 * m"),
+    "the first row's log-probabilities": (
+        "filters, a chain",
+        "load(choice_logprobs_ptr + b * m",
+        "load(choice_logprobs_ptr + 0 * m",
+    ),
+    "the first row's draft": ("filters, a chain", "b * draft_stride", "0 * draft_stride"),
     "groups are enough or none": ("k beyond the groups", "low = tl.full((), NOTHING, tl.int32)", "low = up"),
 }
 
 
 def error(case: Case, launch: ModuleType) -> float:
     """Against the reference, see `difference`."""
+    with shuffled(1) if case.shuffled else nullcontext():
+        return difference(*verdicts(case, launch))
+
+
+def verdicts(case: Case, launch: ModuleType) -> tuple[Accepted, Accepted]:
+    """Found, and expected."""
     draw = torch.Generator().manual_seed(case.vocabulary + case.candidates)
     logits, sampling = logits_of(case, draw), settings_of(case)
     noise = noise_of(case, case.candidates + 1) if case.noisy else None
@@ -99,9 +148,7 @@ def error(case: Case, launch: ModuleType) -> float:
         logits, draft, sampling, noise, parents, depth, block=64, cut=SLOW if case.slow else SMALL
     )
     shape = {} if parents is None else {"parents": parents, "depth": depth}
-    return difference(
-        found, accept(logits, draft, sampling=sampling, noise=noise, **shape, backend="reference")
-    )
+    return found, accept(logits, draft, sampling=sampling, noise=noise, **shape, backend="reference")
 
 
 def tree_of(case: Case) -> tuple[Tensor | None, int]:
@@ -170,6 +217,29 @@ def choices_walk() -> float:
     )
 
 
+def launched() -> dict[str, list[str]]:
+    """The kernels of every kind of acceptance."""
+    found = {}
+    for candidates in (0, 3):
+        for name, case in {"no filters": Case(), "filters": FILTERED}.items():
+            with launches() as names:
+                verdicts(replace(case, candidates=candidates), accept_launch)
+            found[f"{name}, {candidates} candidates"] = names
+    return found
+
+
+def in_every_order() -> list[bool]:
+    """Whether programs in other orders leave the bits that they leave in order."""
+    case = CASES["filters, a coupled tree"]
+    expected, _ = verdicts(case, accept_launch)
+    found = []
+    for seed in range(4):
+        with shuffled(seed):
+            verdict, _ = verdicts(case, accept_launch)
+        found.append(all(torch.equal(one, vars(expected)[name]) for name, one in vars(verdict).items()))
+    return found
+
+
 def dispatched() -> float:
     """`accept` through its dispatcher."""
     logits, draft = torch.randn(1, 2, 70), torch.zeros(1, 1, dtype=torch.int64)
@@ -181,6 +251,7 @@ def main() -> None:
     results = run(CASES, MUTATIONS, error, "accept_launch")
     results |= {"nan": not_a_number(), "nothing allowed": nothing_allowed(), "far apart": far_apart()}
     results |= {"walk": choices_walk(), "dispatched": dispatched()}
+    results |= {"launched": launched(), "in every order": in_every_order()}
     print(json.dumps(results))
 
 

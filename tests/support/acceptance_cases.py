@@ -34,6 +34,8 @@ class Case:
     """Every score occurs several times, and -0.0 beside 0.0."""
     slow: bool = False
     """Candidates for what passes the filters never fit where they are written down."""
+    shuffled: bool = False
+    """Programs run in another order."""
 
 
 def settings_of(case: Case) -> Sampling:

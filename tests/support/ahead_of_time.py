@@ -30,6 +30,7 @@ class Compiled:
     """Loads and stores of spilled registers in the machine code."""
     shared_memory: int
     """Bytes."""
+    ptx: str
     sass: str
 
 
@@ -67,7 +68,9 @@ def compile_kernel(
     if options.get("launch_pdl"):
         _check_wait(sass)
     spilled = len(re.findall(r"\b(?:LDL|STL)\b", sass))
-    return Compiled(int(found[1]), int(found[2]), spilled, compiled.metadata.shared, sass)
+    return Compiled(
+        int(found[1]), int(found[2]), spilled, compiled.metadata.shared, compiled.asm["ptx"], sass
+    )
 
 
 def _check_wait(sass: str) -> None:

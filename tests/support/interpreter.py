@@ -13,7 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -67,6 +68,41 @@ def prepare() -> None:
     torch.set_num_threads(1)
     torch.empty = poisoned(torch.empty)
     GridExecutor._restore_args_dev = lambda *_: None  # they are on the CPU already
+
+
+@contextmanager
+def launches() -> Iterator[list[str]]:
+    """The names of the kernels that are launched in here."""
+    from triton.runtime.interpreter import GridExecutor
+
+    call, names = GridExecutor.__call__, []
+
+    def counted(self: Any, *arguments: Any, **keywords: Any) -> None:
+        names.append(self.fn.__name__)
+        call(self, *arguments, **keywords)
+
+    GridExecutor.__call__ = counted
+    try:
+        yield names
+    finally:
+        GridExecutor.__call__ = call
+
+
+@contextmanager
+def shuffled(seed: int) -> Iterator[None]:
+    """Programs, which run one after another, do so in an order of the first axis that depends on the seed."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    def set_grid_idx(x: int, y: int, z: int) -> None:
+        count = interpreter_builder.grid_dim[0]
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        type(interpreter_builder).set_grid_idx(interpreter_builder, int(order[x]), y, z)
+
+    interpreter_builder.set_grid_idx = set_grid_idx
+    try:
+        yield
+    finally:
+        del interpreter_builder.set_grid_idx
 
 
 def run(

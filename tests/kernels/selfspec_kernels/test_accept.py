@@ -168,14 +168,14 @@ def test_choices_that_do_not_belong_together_are_named():
 
 def test_kernels_agree_with_the_reference_in_every_odd_shape():
     cases = results_of("accept")["cases"]
-    assert len(cases) >= 23
+    assert len(cases) >= 37
     for case, error in cases.items():
         assert error < 2e-5, case
 
 
 def test_broken_kernels_do_not_pass():
     mutations = results_of("accept")["mutations"]
-    assert len(mutations) >= 28
+    assert len(mutations) >= 39
     for mutation, found in mutations.items():
         assert found["error"] > 1e-2, mutation
 
@@ -194,6 +194,17 @@ def test_logits_may_lie_further_apart_than_int32_counts():
 
 def test_choices_made_elsewhere_are_walked_alike():
     assert results_of("accept")["walk"] == 0.0
+
+
+def test_acceptance_takes_at_most_two_launches():
+    launched = results_of("accept")["launched"]
+    assert len(launched) == 4
+    for kind, kernels in launched.items():
+        assert 0 < len(kernels) <= 2, (kind, kernels)
+
+
+def test_who_finishes_last_changes_no_bit():
+    assert results_of("accept")["in every order"] == [True] * 4
 
 
 def test_the_dispatcher_hands_its_inputs_to_triton():
@@ -267,12 +278,36 @@ def test_filters_keep_what_the_reference_keeps_on_the_gpu(name, dtype, nodes, cu
 
 
 @pytest.mark.gpu
-def test_a_cuda_graph_replays_acceptance(cuda):
+@pytest.mark.parametrize("rows", [1, 5, 32])
+@pytest.mark.parametrize(
+    "tree", [chain(7), chain(63), grafted(with_siblings(3), 3)], ids=lambda tree: tree.size
+)
+def test_whoever_finishes_last_walks_over_all_choices_of_its_row(tree, rows, cuda):
+    draw = torch.Generator().manual_seed(2)
+    logits = (torch.randn(rows, tree.size, 5000, generator=draw) * 3).to(cuda)
+    sampling = Sampling(top_k=torch.full((rows,), 50, dtype=torch.int32, device=cuda))
+    shape = {name: value.to(cuda) if name == "parents" else value for name, value in of(tree).items()}
+    draft = logits.argmax(dim=-1)[:, shape["parents"].long()]
+    draft[1:] += (torch.rand(rows - 1, tree.size - 1, generator=draw) < 0.3).to(cuda)
+    expected = accept(logits, draft, sampling=sampling, **shape, backend="reference")
+    first = accept(logits, draft, sampling=sampling, **shape)
+    for _ in range(50):
+        found = accept(logits, draft, sampling=sampling, **shape)
+        for name in ("accepted", "tokens", "columns"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
+        assert torch.equal(found.logprobs, first.logprobs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("k", [None, 50])
+def test_a_cuda_graph_replays_acceptance(k, cuda):
     logits, draft = torch.randn(2, 4, 5000, device=cuda), torch.zeros(2, 3, dtype=torch.int64, device=cuda)
-    expected = accept(logits, draft)  # compiles, which a capture must not
+    sampling = Sampling(top_k=k and torch.full((2,), k, dtype=torch.int32, device=cuda))
+    expected = accept(logits, draft, sampling=sampling)  # compiles, which a capture must not
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = accept(logits, draft)
-    out.tokens.fill_(-7)
-    graph.replay()
-    assert torch.equal(out.tokens, expected.tokens)
+        out = accept(logits, draft, sampling=sampling)
+    for _ in range(3):
+        out.tokens.fill_(-7)
+        graph.replay()
+        assert torch.equal(out.tokens, expected.tokens)

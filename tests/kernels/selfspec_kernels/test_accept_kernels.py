@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from functools import cache
 
 import pytest
 
@@ -15,12 +17,13 @@ pytestmark = [
 NOISE = {"keys_ptr": "*i64", "positions_ptr": "*i64"}
 FILTERS = {"top_k_ptr": "*i32", "top_p_ptr": "*fp32", "min_p_ptr": "*fp32"}
 ROOM = {"highs_ptr": "*fp32", "found_ptr": "*i32", "candidates_ptr": "*i32", "scores_ptr": "*fp32"}
-CHOSEN = {"choices_ptr": "*i64", "logprobs_ptr": "*fp32"}
 CHOICE = {"values_ptr": "*fp32", "scores_ptr": "*fp32", "indices_ptr": "*i32"}
 SUMS = {"tops_ptr": "*fp32", "masses_ptr": "*fp32"}
 OUT = {"accepted_ptr": "*i64", "tokens_ptr": "*i64", "logprobs_ptr": "*fp32", "columns_ptr": "*i64"}
 TEMPERATURE = {"temperature_ptr": "*fp32"}
-ALONE = ("accepted_ptr", "columns_ptr")
+WALKED = {"draft_ptr": "*i64", **OUT, "depth": "i32", "draft_stride": "i32"}
+CHOSEN = {"choices_ptr": "*i32", "choice_logprobs_ptr": "*fp32", "finished_ptr": "*i32", **WALKED}
+TREE = {"parents_ptr": "*i32"}
 KEPT = {"thresholds_ptr": "*i32", "kept_tops_ptr": "*fp32", "kept_masses_ptr": "*fp32"}
 
 CHOICES = {
@@ -31,30 +34,36 @@ CHOICES = {
     "rejection": ("*bf16", TEMPERATURE),
 }
 FILTERED = {
-    "a draft, all filters": ("*bf16", 2048, NOISE | FILTERS | CHOSEN | {n: OUT[n] for n in ALONE}),
-    "256k tokens, all filters": ("*fp32", 4096, NOISE | FILTERS | CHOSEN),
-    "greedy, top-k": ("*bf16", 2048, {"top_k_ptr": "*i32"} | CHOSEN),
-    "rejection": ("*fp32", 2048, FILTERS | KEPT),
+    "a draft, all filters": ("*bf16", 2048, 1, NOISE | FILTERS | CHOSEN),
+    "256k tokens, all filters": ("*fp32", 4096, 8, NOISE | FILTERS | CHOSEN),
+    "greedy, top-k": ("*bf16", 2048, 8, {"top_k_ptr": "*i32"} | CHOSEN),
+    "a tree of 15": ("*bf16", 2048, 16, NOISE | FILTERS | CHOSEN | TREE),
+    "a chain of 63, 256k tokens": ("*bf16", 4096, 64, NOISE | FILTERS | CHOSEN),
+    "a tree of 63, 256k tokens": ("*fp32", 4096, 64, NOISE | FILTERS | CHOSEN | TREE),
+    "rejection": ("*fp32", 2048, 8, FILTERS | KEPT),
 }
 WALKS = {
     "choices made elsewhere, a chain": (16, 1, {"scores_ptr": "*fp32", "indices_ptr": "*i64"}),
     "a chain of 7, 256k tokens": (16, 128, CHOICE | SUMS),
-    "a tree of 15": (16, 32, CHOICE | SUMS | {"parents_ptr": "*i32"}),
-    "a tree of 63, 256k tokens": (64, 64, CHOICE | SUMS | {"parents_ptr": "*i32"}),
+    "a tree of 15": (16, 32, CHOICE | SUMS | TREE),
+    "a tree of 63, 256k tokens": (64, 64, CHOICE | SUMS | TREE),
 }
 
 
 def checked(kernel, types, constants, options, integers):
-    """Compile for both capabilities; every argument of `integers` is an int32."""
+    """Compiled for both capabilities; every argument of `integers` is an int32."""
     from ahead_of_time import check_resources, compile_kernel
 
     types = types | dict.fromkeys(integers.split(), "i32")
     types = {name: types[name] for name in kernel.arg_names if name in types}
+    found = []
     for capability in (80, 90):
         if "PDL" in options:  # which there is from Hopper on
             options = options | {"PDL": capability >= 90, "launch_pdl": capability >= 90}
             constants = constants | {"PDL": capability >= 90}
-        check_resources(compile_kernel(kernel, types, constants, capability, options), capability)
+        found.append(compile_kernel(kernel, types, constants, capability, options))
+        check_resources(found[-1], capability)
+    return found
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -81,21 +90,38 @@ def test_every_group_fits_the_gpu_and_spills_nothing(logits):
     from selfspec_kernels.filter_launch import CUT
     from selfspec_kernels.launching import options
 
-    types = {"logits_ptr": logits, "highs_ptr": "*fp32", **SUMS, **TEMPERATURE}
+    types = {"logits_ptr": logits, "highs_ptr": "*fp32", "finished_ptr": "*i32", **SUMS, **TEMPERATURE}
     fixed = {"GROUP": CUT.group, "BLOCK": CUT.block}
     checked(group_kernel, types, fixed, options(CUT.group_warps), "m V groups row_stride column_stride")
 
 
-@pytest.mark.parametrize("name", FILTERED)
-def test_every_filter_fits_the_gpu_and_spills_nothing(name):
+@cache
+def filtered(name):
+    """`filter_kernel`, compiled."""
     from selfspec_kernels.filter_kernels import filter_kernel
     from selfspec_kernels.filter_launch import CUT, constants, filter_options
 
-    logits, groups, more = FILTERED[name]
+    logits, groups, nodes, more = FILTERED[name]
     integers = "m V groups parts row_stride column_stride position_row_stride position_column_stride"
     types = {"logits_ptr": logits, **ROOM, **SUMS, **TEMPERATURE, **more}
-    fixed = constants(CUT, CUT.group * groups)
-    checked(filter_kernel, types, fixed, filter_options(CUT), integers)
+    fixed = constants(CUT, CUT.group * groups, nodes)
+    return checked(filter_kernel, types, fixed, filter_options(CUT, True), integers)
+
+
+@pytest.mark.parametrize("name", FILTERED)
+def test_every_filter_fits_the_gpu_and_spills_nothing(name):
+    assert len(filtered(name)) == 2
+
+
+@pytest.mark.parametrize("name", [name for name in FILTERED if name != "rejection"])
+def test_who_walks_sees_what_the_others_chose(name):
+    around = ["st.global.b32", "st.global.b32", "bar.sync", "atom.global.gpu.acq_rel.add.u32"]
+    around += ["bar.sync", "ld.global.b32"]
+    for found in filtered(name):
+        accesses = re.findall(r"\b(?:bar\.sync|ld\.global|st\.global|atom\.)\S*", found.ptx)
+        (count,) = (at for at, access in enumerate(accesses) if access.startswith("atom"))
+        assert accesses[count - 3 : count + 3] == around
+        assert not any(".nc" in access for access in accesses)  # it may miss what others store
 
 
 @pytest.mark.parametrize("name", WALKS)
@@ -104,14 +130,8 @@ def test_every_walk_fits_the_gpu_and_spills_nothing(name):
     from selfspec_kernels.accept_launch import walk_options
 
     nodes, parts, more = WALKS[name]
-    types = {"draft_ptr": "*i64", **OUT, **more}
-    checked(
-        walk_kernel,
-        types,
-        {"NODES": nodes, "PARTS": parts},
-        walk_options(nodes, True),
-        "n depth parts draft_stride",
-    )
+    fixed = {"NODES": nodes, "PARTS": parts}
+    checked(walk_kernel, WALKED | more, fixed, walk_options(nodes, True), "n parts")
 
 
 def test_rejection_fits_the_gpu_and_spills_nothing():

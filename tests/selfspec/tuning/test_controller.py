@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from selfspec.round import Arm
-from selfspec.tuning.controller import Controller, Estimate, accepted_tokens
+from selfspec.tuning.controller import Controller
 from selfspec.tuning.cost_table import CostTable, Option
+from selfspec.tuning.estimates import Estimate, accepted_tokens
 
 LAYERS, HEAD, LONGEST = 16, 2.4, 12
 EXITS = [Arm(e, low_bit=False) for e in (2, 4, 8, 12)]
