@@ -19,6 +19,7 @@ CONTENDERS = ["--contenders", "generate", "AR", "AR, one row", "low bit, tree", 
 
 FIGURES = {
     "round_profile": ["Lookup after 100,000 tokens", "microseconds, target 50: "],
+    "never_slower": ["| random weights, chat, greedy |", "target 0.97: "],
     "strategies": ["| low bit, tree |", "draft cost c", "MiB added"],
     "wrap_time": ["the rest under 1 s: ", "low-bit view under 20 s: "],
 }
@@ -46,6 +47,7 @@ def load(script: str) -> Any:
         ),
         ("edits", ["--shape", "1b", "--prompts", "1", *SHORT], "edits"),
         ("cpu_latency", ["--prompts", "1", "--only", "Temperature", *SHORT], "cpu_latency"),
+        ("never_slower", ["--only", "random weights", "--prompts", "1", *SHORT], "never_slower"),
         ("wrap_time", ["--shape", "1b", "--repeats", "1", "--threads", "1"], "wrap_time"),
         ("gpu_prediction", ["--prompts", "1"], "gpu_prediction"),
     ],
