@@ -11,7 +11,8 @@ from gpu_bench import Bench
 from gpu_checks import BF16, FP16, FP32, INFINITY, LIMIT, NAN, Check, normal, poisoned, worst
 from torch import Tensor
 
-from selfspec_kernels.verify_attention import Attention, tree_bits, verify_attention
+from selfspec_kernels.verify_attention import verify_attention
+from selfspec_kernels.verify_attention_reference import Attention, tree_bits
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def bits_alone(bench: Bench) -> float:
 
 def rope_error(bench: Bench, dtype: torch.dtype, size: int, norms: bool) -> float:
     """Queries, keys and values; slots in no order, the cache around them untouched."""
-    from selfspec_kernels.rope_store import Projections, rope_store
+    from selfspec_kernels.rope_store import rope_store
+    from selfspec_kernels.rope_store_reference import Projections
 
     rows, width, heads, kv_heads, capacity = 3, 8, 8, 2, 100
     qkv = normal(bench, rows, width, (heads + 2 * kv_heads) * size, dtype=dtype)
@@ -125,7 +127,8 @@ def rope_error(bench: Bench, dtype: torch.dtype, size: int, norms: bool) -> floa
 
 def norm_error(bench: Bench, kind: Any, inputs: int, dtype: torch.dtype) -> float:
     """Norms of rows, of numbers that are large beside their differences too."""
-    from selfspec_kernels.row_norm import Norm, row_norm
+    from selfspec_kernels.row_norm import row_norm
+    from selfspec_kernels.row_norm_reference import Norm
 
     inputs = bench.pick(inputs, min(inputs, 100))
     hidden = normal(bench, 3, 7, inputs, dtype=dtype) * 8 + 3

@@ -10,7 +10,9 @@ import torch
 from gpu_bench import Bench
 from gpu_checks import BF16, FP16, FP32, INFINITY, LIMIT, NAN, Check, noise_of, normal, poisoned, worst
 
-from selfspec_kernels.exit_head import Calibration, Head, Norm, exit_head, reference_logits
+from selfspec_kernels.exit_head import exit_head
+from selfspec_kernels.exit_head_reference import Calibration, Head, reference_logits
+from selfspec_kernels.row_norm_reference import Norm
 
 
 @dataclass(frozen=True)

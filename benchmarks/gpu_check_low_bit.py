@@ -10,7 +10,8 @@ from gpu_bench import Bench
 from gpu_checks import BF16, FP16, FP32, LIMIT, Check, normal, poisoned, worst
 from torch import Tensor
 
-from selfspec_kernels.low_bit_product import low_bit_product, pack_levels, pack_scales, reference_product
+from selfspec_kernels.low_bit_product import low_bit_product
+from selfspec_kernels.low_bit_product_reference import pack_levels, pack_scales, reference_product
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ SEVERAL = {
 
 def several_error(bench: Bench, case: SeveralCase) -> float:
     """Against each matrix on its own."""
-    from selfspec_kernels.low_bit_products import PackedMatrix, low_bit_products
+    from selfspec_kernels.low_bit_products import low_bit_products
+    from selfspec_kernels.low_bit_products_reference import PackedMatrix
 
     inputs, rows, dtype = case.inputs, case.rows, case.dtype
     x = normal(bench, rows, inputs, dtype=dtype)
@@ -99,7 +101,8 @@ def several_error(bench: Bench, case: SeveralCase) -> float:
 
 def gated_error(bench: Bench, rows: int, dtype: torch.dtype) -> float:
     """The gated half of an MLP."""
-    from selfspec_kernels.low_bit_products import PackedMatrix, low_bit_gated
+    from selfspec_kernels.low_bit_products import low_bit_gated
+    from selfspec_kernels.low_bit_products_reference import PackedMatrix
 
     outputs, inputs = bench.pick((14_336, 4096), (40, 128))
     x = normal(bench, rows, inputs, dtype=dtype)

@@ -11,8 +11,10 @@ from gpu_bench import Bench
 from gpu_checks import BF16, FP16, FP32, INFINITY, Check, noise_of, normal, poisoned
 from torch import Tensor
 
-from selfspec_kernels.accept import Accepted, Sampling, accept, accept_choices, processed
-from selfspec_kernels.commit import RowState, commit
+from selfspec_kernels.accept import accept, accept_choices
+from selfspec_kernels.accept_reference import Accepted, Sampling, processed
+from selfspec_kernels.commit import commit
+from selfspec_kernels.commit_reference import RowState
 from selfspec_kernels.noise import Noise, stream_keys
 from selfspec_kernels.rejection import accept_rejection
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from gpu_bench import Bench, NotHereError, Row, free
 from gpu_models import fitting, random_model
-from gpu_timing import reached
+from gpu_rows import reached
 from gpu_trace import decoding, traced
 
 import selfspec

@@ -10,7 +10,7 @@ import torch
 from gpu_bench import Bench, NotHereError, Row, free
 from gpu_capture import captured_pass_seconds
 from gpu_models import random_model
-from gpu_timing import reached
+from gpu_rows import reached
 
 import selfspec
 from layer_skip.decoder import LayeredDecoder

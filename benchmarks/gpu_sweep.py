@@ -5,33 +5,23 @@ Plans are compiled in threads, all of a shape at once; one that does not compile
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
 from typing import Any
 
 import torch
 from gpu_bench import Bench, NotHereError, Row
 from gpu_checks import LIMIT, worst
-from gpu_timing import n_sets, time_graph
+from gpu_rows import n_sets
+from gpu_sweep_plans import Candidates
+from gpu_timing import time_graph
 from torch import Tensor
 
 THREADS = 14
 REPLAYS = 8
 _WORK = 4e-4
 """Seconds that a timed graph takes at least, as far as its bytes say."""
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """One kernel at one shape: `run(plan, inputs)`, the plans with the default first, and inputs to make."""
-
-    run: Callable[[Any, Any], object]
-    plans: Sequence[Any]
-    inputs: Callable[[], Any]
-    nbytes: int
 
 
 def run(bench: Bench) -> None:
@@ -109,11 +99,6 @@ def compiled(tried: Candidates, inputs: Any, device: torch.device) -> dict[Any, 
         outcome |= dict(zip(others, pool.map(once, others), strict=True))
     torch.cuda.synchronize(device)
     return {plan: why for plan, why in outcome.items() if why is not None}
-
-
-def first_plans(default: Any, others: Iterable[Any], most: int = 48) -> list[Any]:
-    """The default, then each other plan once; at most so many."""
-    return list(islice(dict.fromkeys(chain((default,), others)), most))
 
 
 def _not_here(reason: str) -> Row:

@@ -12,16 +12,17 @@ import torch
 from gpu_bench import Bench
 from gpu_check_low_bit import packed_of
 from gpu_checks import BF16, normal
-from gpu_sweep import Candidates, first_plans
+from gpu_sweep_plans import Candidates, first_plans
 from gpu_time_layers import GATED, HEADS, KV_HEADS, MATRICES, SIZE
 from gpu_time_low_bit import GATED as GATED_PACKED
 from gpu_time_low_bit import PACKED, SEVERAL
 from torch import Tensor
 
 from selfspec_kernels import exit_head_launch, low_bit_launch, verify_attention_launch
-from selfspec_kernels.exit_head import Head, Norm
+from selfspec_kernels.exit_head_reference import Head
 from selfspec_kernels.launching import processors
-from selfspec_kernels.verify_attention import Attention
+from selfspec_kernels.row_norm_reference import Norm
+from selfspec_kernels.verify_attention_reference import Attention
 
 Shape = tuple[str, str, Callable[[], Candidates]]
 

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from gpu_bench import Bench, Row
 from gpu_checks import BF16, normal
+from gpu_rows import n_sets, reached, timed_row
 from gpu_time_rounds import Timing
-from gpu_timing import n_sets, reached, timed_row
 from torch import Tensor
 
-from selfspec_kernels.verify_attention import Attention, verify_attention
+from selfspec_kernels.verify_attention import verify_attention
+from selfspec_kernels.verify_attention_reference import Attention
 
 LEAST_SHARE = 0.8
 HEADS, KV_HEADS, SIZE = 32, 8, 128
@@ -120,7 +121,8 @@ def beside(
 
 def rope_row(bench: Bench, rows: int, width: int) -> Row:
     """A launch and next to no bytes."""
-    from selfspec_kernels.rope_store import Projections, rope_store
+    from selfspec_kernels.rope_store import rope_store
+    from selfspec_kernels.rope_store_reference import Projections
 
     qkv = normal(bench, rows, width, (HEADS + 2 * KV_HEADS) * SIZE, dtype=BF16)
     angle = normal(bench, rows, width, SIZE, dtype=BF16)
@@ -136,7 +138,8 @@ def rope_row(bench: Bench, rows: int, width: int) -> Row:
 
 def norm_row(bench: Bench, rows: int, width: int) -> Row:
     """A launch and next to no bytes."""
-    from selfspec_kernels.row_norm import Norm, row_norm
+    from selfspec_kernels.row_norm import row_norm
+    from selfspec_kernels.row_norm_reference import Norm
 
     inputs = bench.pick(4096, 64)
     hidden = normal(bench, rows, width, inputs, dtype=BF16)

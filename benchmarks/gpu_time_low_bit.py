@@ -8,8 +8,8 @@ from functools import partial
 from gpu_bench import Bench, Row
 from gpu_check_low_bit import packed_of
 from gpu_checks import BF16, normal
+from gpu_rows import n_sets, timed_row
 from gpu_time_rounds import Timing
-from gpu_timing import n_sets, timed_row
 from torch import Tensor
 
 from selfspec_kernels.low_bit_product import low_bit_product
@@ -66,7 +66,8 @@ def packed_row(bench: Bench, outputs: int, inputs: int, group: int, rows: int) -
 
 def several_row(bench: Bench, sizes: tuple[int, ...], inputs: int, group: int, rows: int, added: bool) -> Row:
     """Matrices side by side in one launch."""
-    from selfspec_kernels.low_bit_products import PackedMatrix, low_bit_products
+    from selfspec_kernels.low_bit_products import low_bit_products
+    from selfspec_kernels.low_bit_products_reference import PackedMatrix
 
     x = normal(bench, rows, inputs, dtype=BF16)
     first = [packed_of(bench, size, inputs, group) for size in bench.sizes(sizes)]
@@ -87,7 +88,8 @@ def several_row(bench: Bench, sizes: tuple[int, ...], inputs: int, group: int, r
 
 def gated_row(bench: Bench, outputs: int, inputs: int, group: int, rows: int) -> Row:
     """Both products and the activation in one launch."""
-    from selfspec_kernels.low_bit_products import PackedMatrix, low_bit_gated
+    from selfspec_kernels.low_bit_products import low_bit_gated
+    from selfspec_kernels.low_bit_products_reference import PackedMatrix
 
     outputs = bench.pick(outputs, 40)
     x = normal(bench, rows, inputs, dtype=BF16)

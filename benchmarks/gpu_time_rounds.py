@@ -8,11 +8,15 @@ from functools import partial
 import torch
 from gpu_bench import Bench, Row
 from gpu_checks import BF16, FP32, noise_of, normal
-from gpu_timing import n_sets, reached, timed_row
+from gpu_rows import n_sets, reached, timed_row
 
-from selfspec_kernels.accept import Accepted, Sampling, accept, accept_choices
-from selfspec_kernels.commit import RowState, commit
-from selfspec_kernels.exit_head import Head, Norm, exit_head
+from selfspec_kernels.accept import accept, accept_choices
+from selfspec_kernels.accept_reference import Accepted, Sampling
+from selfspec_kernels.commit import commit
+from selfspec_kernels.commit_reference import RowState
+from selfspec_kernels.exit_head import exit_head
+from selfspec_kernels.exit_head_reference import Head
+from selfspec_kernels.row_norm_reference import Norm
 
 MOST_OVER_FLOOR = 1.25
 Timing = tuple[str, str, partial[Row]]

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from selfspec.benchmarking.environment import hardware, versions
 from selfspec.files import write_whole
-from selfspec_kernels.low_bit_product import low_bit_product, pack_levels, pack_scales, reference_product
+from selfspec_kernels.low_bit_product import low_bit_product
+from selfspec_kernels.low_bit_product_reference import pack_levels, pack_scales, reference_product
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = {

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from selfspec_kernels.verify_attention import Attention, verify_attention
+from selfspec_kernels.verify_attention import verify_attention
+from selfspec_kernels.verify_attention_reference import Attention
 
 ATTENTION = "selfspec"
 

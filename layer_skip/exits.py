@@ -9,7 +9,7 @@ from torch import Tensor
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.norms import norm_of
 from layer_skip.products import is_plain_matrix
-from selfspec_kernels.exit_head import Head
+from selfspec_kernels.exit_head_reference import Head
 
 
 class NoCache:

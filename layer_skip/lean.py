@@ -15,9 +15,12 @@ from layer_skip.norms import LeanNorm, norm_of
 from layer_skip.packed_linear import PackedLinear
 from layer_skip.products import added, gated, together
 from selfspec_kernels.overlap import with_overlap
-from selfspec_kernels.rope_store import Projections, rope_store
-from selfspec_kernels.row_norm import Norm, row_norm
-from selfspec_kernels.verify_attention import HEAD_SIZES, Attention, verify_attention
+from selfspec_kernels.rope_store import rope_store
+from selfspec_kernels.rope_store_reference import Projections
+from selfspec_kernels.row_norm import row_norm
+from selfspec_kernels.row_norm_reference import Norm
+from selfspec_kernels.verify_attention import verify_attention
+from selfspec_kernels.verify_attention_reference import HEAD_SIZES, Attention
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 

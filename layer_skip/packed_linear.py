@@ -5,13 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layer_skip.rounding import Rounded, round_weights
-from selfspec_kernels.low_bit_product import (
-    TILE_INPUTS,
-    TILE_OUTPUTS,
-    low_bit_product,
-    pack_levels,
-    pack_scales,
-)
+from selfspec_kernels.low_bit_product import low_bit_product
+from selfspec_kernels.low_bit_product_reference import TILE_INPUTS, TILE_OUTPUTS, pack_levels, pack_scales
 
 _ROW_MULTIPLE = TILE_OUTPUTS
 """PyTorch's packed products take outputs in multiples of 16 too."""

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from layer_skip.packed_linear import PackedLinear
-from selfspec_kernels.low_bit_products import PackedMatrix, low_bit_gated, low_bit_products
-from selfspec_kernels.narrow_product import MOST_ROWS, gated_product, narrow_product
+from selfspec_kernels.low_bit_products import low_bit_gated, low_bit_products
+from selfspec_kernels.low_bit_products_reference import PackedMatrix
+from selfspec_kernels.narrow_product import gated_product, narrow_product
+from selfspec_kernels.narrow_product_reference import MOST_ROWS
 
 Product = Callable[[Tensor], Tensor]
 Residual = Callable[[Tensor, Tensor, float], Tensor]

@@ -8,8 +8,8 @@ import triton
 from torch import Tensor
 
 from selfspec_kernels import filter_launch
-from selfspec_kernels.accept import Accepted, Sampling, empty_verdict
 from selfspec_kernels.accept_kernels import choice_kernel, walk_kernel
+from selfspec_kernels.accept_reference import Accepted, Sampling, empty_verdict
 from selfspec_kernels.filter_launch import CUT, Cut
 from selfspec_kernels.launching import all_registers, covering, on, options, pdl_of, processors
 from selfspec_kernels.noise import Noise

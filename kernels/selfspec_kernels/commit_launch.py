@@ -3,9 +3,9 @@
 import triton
 from torch import Tensor
 
-from selfspec_kernels.accept import Accepted
-from selfspec_kernels.commit import RowState
+from selfspec_kernels.accept_reference import Accepted
 from selfspec_kernels.commit_kernels import commit_kernel
+from selfspec_kernels.commit_reference import RowState
 from selfspec_kernels.launching import on, options, pdl_of
 
 

@@ -7,8 +7,8 @@ import torch
 import triton
 from torch import Tensor
 
-from selfspec_kernels.exit_head import Choices, Head
 from selfspec_kernels.exit_head_kernels import choose_kernel, head_kernel
+from selfspec_kernels.exit_head_reference import Choices, Head
 from selfspec_kernels.launching import interpreted, on, options, pdl_of
 from selfspec_kernels.noise import Noise
 from selfspec_kernels.row_norm_launch import normalized

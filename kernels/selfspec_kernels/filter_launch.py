@@ -7,7 +7,7 @@ import torch
 import triton
 from torch import Tensor
 
-from selfspec_kernels.accept import Accepted, Sampling, empty_verdict
+from selfspec_kernels.accept_reference import Accepted, Sampling, empty_verdict
 from selfspec_kernels.filter_kernels import filter_kernel, group_kernel
 from selfspec_kernels.launching import all_registers, covering, options, pdl_of
 from selfspec_kernels.noise import Noise

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from selfspec_kernels.launching import interpreted, on, options, pdl_of, processors
 from selfspec_kernels.low_bit_kernels import add_kernel, sum_kernel
-from selfspec_kernels.low_bit_product import TILE_INPUTS, TILE_OUTPUTS
-from selfspec_kernels.low_bit_products import PackedMatrix
+from selfspec_kernels.low_bit_product_reference import TILE_INPUTS, TILE_OUTPUTS
 from selfspec_kernels.low_bit_products_kernels import products_kernel
+from selfspec_kernels.low_bit_products_reference import PackedMatrix
 from selfspec_kernels.low_bit_tile_kernels import BF16_BASE, FP16_BASE
 
 _MANY_STEPS = 8

@@ -17,9 +17,9 @@ from selfspec_kernels.low_bit_launch import (
     words,
 )
 from selfspec_kernels.low_bit_launch import product as one_product
-from selfspec_kernels.low_bit_product import TILE_OUTPUTS
-from selfspec_kernels.low_bit_products import Activation, PackedMatrix, added, multiplied
+from selfspec_kernels.low_bit_product_reference import TILE_OUTPUTS
 from selfspec_kernels.low_bit_products_kernels import gated_kernel
+from selfspec_kernels.low_bit_products_reference import Activation, PackedMatrix, added, multiplied
 
 plan = dot_plan
 

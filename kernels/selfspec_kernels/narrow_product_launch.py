@@ -10,8 +10,8 @@ import triton
 from torch import Tensor
 
 from selfspec_kernels.launching import interpreted, on, options, pdl_of, processors
-from selfspec_kernels.narrow_product import MOST_ROWS, Activation
 from selfspec_kernels.narrow_product_kernels import gated_kernel, product_kernel
+from selfspec_kernels.narrow_product_reference import MOST_ROWS, Activation
 
 ROW_TILES = (16, 32, MOST_ROWS)
 """Rows a program: 16 are as few as tensor cores take."""

@@ -11,7 +11,7 @@ How the engine calls it: in place of `Rejection.accept`, with what that mode hol
 import torch
 from torch import Tensor
 
-from selfspec_kernels.accept import Accepted, Sampling, check_logits, processed
+from selfspec_kernels.accept_reference import Accepted, Sampling, check_logits, processed
 from selfspec_kernels.backend import Backend, check, check_together, choose_backend
 from selfspec_kernels.noise import Noise, gumbel, position_keys, uniform
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from selfspec_kernels.accept import Accepted, Sampling, empty_verdict
 from selfspec_kernels.accept_launch import Parts, sum_up
+from selfspec_kernels.accept_reference import Accepted, Sampling, empty_verdict
 from selfspec_kernels.filter_launch import CUT, Cut, passing
 from selfspec_kernels.launching import all_registers, covering, on, options
 from selfspec_kernels.noise import Noise

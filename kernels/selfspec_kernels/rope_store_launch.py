@@ -7,8 +7,8 @@ import triton
 from torch import Tensor
 
 from selfspec_kernels.launching import on, options, pdl_of
-from selfspec_kernels.rope_store import Projections
 from selfspec_kernels.rope_store_kernels import rope_store_kernel
+from selfspec_kernels.rope_store_reference import Projections
 
 WARPS = 1
 

@@ -7,8 +7,8 @@ import triton
 from torch import Tensor
 
 from selfspec_kernels.launching import on, options, pdl_of
-from selfspec_kernels.row_norm import Norm
 from selfspec_kernels.row_norm_kernels import norm_kernel
+from selfspec_kernels.row_norm_reference import Norm
 
 
 def normalized(

@@ -8,8 +8,8 @@ import triton
 from torch import Tensor
 
 from selfspec_kernels.launching import interpreted, on, options, pdl_of, processors
-from selfspec_kernels.verify_attention import Attention
 from selfspec_kernels.verify_attention_kernels import combine_kernel, span_kernel
+from selfspec_kernels.verify_attention_reference import Attention
 
 SPAN = 1024
 """Slots of a program where that makes enough of them: 16k tokens over 8 key heads are 128."""

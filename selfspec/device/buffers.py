@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from selfspec.round import NOTHING
-from selfspec_kernels.accept import Accepted, Sampling
-from selfspec_kernels.commit import COUNTERS, RowState
+from selfspec_kernels.accept_reference import Accepted, Sampling
+from selfspec_kernels.commit_reference import COUNTERS, RowState
 from selfspec_kernels.noise import Noise
 
 MOST_FOUND = 63

@@ -16,7 +16,7 @@ from selfspec.modes import Coupled, Greedy
 from selfspec.outputs import KeepingCache
 from selfspec.tuning.auto import Auto
 from selfspec_kernels.noise import stream_keys
-from selfspec_kernels.verify_attention import DTYPES, HEAD_SIZES
+from selfspec_kernels.verify_attention_reference import DTYPES, HEAD_SIZES
 
 _WARPERS = {
     "TemperatureLogitsWarper": "temperature",

@@ -16,7 +16,8 @@ from selfspec.device.buffers import Buffers, Signature
 from selfspec.device.window import DeviceWindow
 from selfspec.round import NOTHING, Arm
 from selfspec.shapes import ShapePlan
-from selfspec_kernels.accept import Accepted, accept, accept_choices
+from selfspec_kernels.accept import accept, accept_choices
+from selfspec_kernels.accept_reference import Accepted
 from selfspec_kernels.commit import commit
 from selfspec_kernels.exit_head import exit_head
 

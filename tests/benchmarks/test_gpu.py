@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu
-import gpu_timing
+import gpu_rows
 import pytest
 import torch
 from gpu_bench import Bench, DeviceLostError, NotHereError
@@ -161,9 +161,9 @@ def test_nan_never_passes(bench: Bench) -> None:
 
 
 def test_a_target_is_held_from_its_own_side() -> None:
-    assert gpu_timing.reached({"x": 1.2}, "x", 1.25)["verdict"] == "reached"
-    assert gpu_timing.reached({"x": 1.3}, "x", 1.25)["verdict"] == "MISSED"
-    assert gpu_timing.reached({"x": 0.7}, "x", 0.8, most=False)["verdict"] == "MISSED"
+    assert gpu_rows.reached({"x": 1.2}, "x", 1.25)["verdict"] == "reached"
+    assert gpu_rows.reached({"x": 1.3}, "x", 1.25)["verdict"] == "MISSED"
+    assert gpu_rows.reached({"x": 0.7}, "x", 0.8, most=False)["verdict"] == "MISSED"
 
 
 # Traces

@@ -14,7 +14,8 @@ from interpreter import launches, prepare, run, shuffled
 from torch import Tensor
 
 from selfspec_kernels import accept_launch
-from selfspec_kernels.accept import Accepted, Sampling, accept, accept_choices, processed
+from selfspec_kernels.accept import accept, accept_choices
+from selfspec_kernels.accept_reference import Accepted, Sampling, processed
 from selfspec_kernels.filter_launch import Cut
 from selfspec_kernels.noise import Noise
 

@@ -8,7 +8,7 @@ import torch
 from interpreter import guarded
 from torch import Tensor
 
-from selfspec_kernels.accept import Accepted, Sampling
+from selfspec_kernels.accept_reference import Accepted, Sampling
 from selfspec_kernels.noise import Noise, stream_keys
 
 NAN = float("nan")

@@ -9,8 +9,9 @@ from types import ModuleType
 import torch
 from interpreter import prepare, run
 
-from selfspec_kernels.accept import Accepted
-from selfspec_kernels.commit import RowState, commit, reference_commit
+from selfspec_kernels.accept_reference import Accepted
+from selfspec_kernels.commit import commit
+from selfspec_kernels.commit_reference import RowState, reference_commit
 
 WIDTH = 12
 

@@ -11,8 +11,10 @@ from interpreter import guarded, prepare, run
 from torch import Tensor
 
 from selfspec_kernels import exit_head_launch
-from selfspec_kernels.exit_head import Calibration, Head, Norm, exit_head, reference_logits
+from selfspec_kernels.exit_head import exit_head
+from selfspec_kernels.exit_head_reference import Calibration, Head, reference_logits
 from selfspec_kernels.noise import Noise, stream_keys
+from selfspec_kernels.row_norm_reference import Norm
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 NAN = float("nan")

@@ -13,7 +13,8 @@ import torch
 from interpreter import guarded, prepare, run
 
 from selfspec_kernels import low_bit_launch
-from selfspec_kernels.low_bit_product import low_bit_product, pack_levels, pack_scales, reference_product
+from selfspec_kernels.low_bit_product import low_bit_product
+from selfspec_kernels.low_bit_product_reference import pack_levels, pack_scales, reference_product
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CASES: dict[str, tuple[torch.dtype, int, int, int, int, int, bool]] = {

@@ -14,14 +14,9 @@ from interpreter import guarded, prepare, run
 from torch import Tensor
 
 from selfspec_kernels import low_bit_products_launch
-from selfspec_kernels.low_bit_product import pack_levels, pack_scales
-from selfspec_kernels.low_bit_products import (
-    PackedMatrix,
-    low_bit_gated,
-    low_bit_products,
-    reference_gated,
-    reference_products,
-)
+from selfspec_kernels.low_bit_product_reference import pack_levels, pack_scales
+from selfspec_kernels.low_bit_products import low_bit_gated, low_bit_products
+from selfspec_kernels.low_bit_products_reference import PackedMatrix, reference_gated, reference_products
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 NAN = float("nan")

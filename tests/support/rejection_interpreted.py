@@ -10,7 +10,7 @@ from acceptance_cases import NAN, Case, difference, logits_of, noise_of, setting
 from interpreter import prepare, run
 from torch import Tensor
 
-from selfspec_kernels.accept import processed
+from selfspec_kernels.accept_reference import processed
 from selfspec_kernels.rejection import accept_rejection, reference_rejection
 
 CASES = {

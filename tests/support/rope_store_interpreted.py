@@ -12,7 +12,8 @@ import torch
 from interpreter import guarded, prepare, run
 from torch import Tensor
 
-from selfspec_kernels.rope_store import Projections, reference_rope_store, rope_store
+from selfspec_kernels.rope_store import rope_store
+from selfspec_kernels.rope_store_reference import Projections, reference_rope_store
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 NAN = float("nan")

@@ -11,7 +11,8 @@ from interpreter import guarded, prepare, run
 from torch import Tensor
 
 from selfspec_kernels import row_norm_launch
-from selfspec_kernels.row_norm import Norm, reference_norm, row_norm
+from selfspec_kernels.row_norm import row_norm
+from selfspec_kernels.row_norm_reference import Norm, reference_norm
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 NAN = float("nan")

@@ -13,7 +13,8 @@ from interpreter import prepare, run
 from torch import Tensor
 
 from selfspec_kernels import verify_attention_launch
-from selfspec_kernels.verify_attention import Attention, reference_attention, tree_bits, verify_attention
+from selfspec_kernels.verify_attention import verify_attention
+from selfspec_kernels.verify_attention_reference import Attention, reference_attention, tree_bits
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 NAN = float("nan")

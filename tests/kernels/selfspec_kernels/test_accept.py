@@ -18,7 +18,8 @@ from transformers import (
 
 from selfspec.acceptance import accept_in_tree, accept_matching
 from selfspec.tree import Tree, chain, grafted, with_siblings
-from selfspec_kernels.accept import Sampling, accept, accept_choices, processed
+from selfspec_kernels.accept import accept, accept_choices
+from selfspec_kernels.accept_reference import Sampling, processed
 from selfspec_kernels.backend import KernelInputError
 from selfspec_kernels.noise import Noise, stream_keys
 

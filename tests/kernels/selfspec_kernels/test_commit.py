@@ -10,9 +10,10 @@ from interpreter import results_of
 
 from selfspec.rows import Rows
 from selfspec.stats import Stats
-from selfspec_kernels.accept import Accepted
+from selfspec_kernels.accept_reference import Accepted
 from selfspec_kernels.backend import KernelInputError
-from selfspec_kernels.commit import COUNTERS, RowState, commit
+from selfspec_kernels.commit import commit
+from selfspec_kernels.commit_reference import COUNTERS, RowState
 
 ROWS, PROMPT, NEW, ENDS = 4, 3, 12, (7, 8)
 

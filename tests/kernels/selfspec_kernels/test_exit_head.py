@@ -12,15 +12,10 @@ from interpreter import results_of
 
 from layer_skip.decoder import LayeredDecoder
 from selfspec_kernels.backend import KernelInputError
-from selfspec_kernels.exit_head import (
-    Calibration,
-    Head,
-    Norm,
-    exit_head,
-    reference_exit_head,
-    reference_logits,
-)
+from selfspec_kernels.exit_head import exit_head
+from selfspec_kernels.exit_head_reference import Calibration, Head, reference_exit_head, reference_logits
 from selfspec_kernels.noise import Noise, stream_keys
+from selfspec_kernels.row_norm_reference import Norm
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 TOLERANCE = {"torch.float32": 1e-5, "torch.float16": 4e-3, "torch.bfloat16": 2e-2}

@@ -9,7 +9,8 @@ from itertools import product
 import pytest
 import torch
 
-from selfspec_kernels.exit_head import DTYPES, MOST_CHOICES
+from selfspec_kernels.exit_head_reference import MOST_CHOICES
+from selfspec_kernels.row_norm_reference import DTYPES
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux"),

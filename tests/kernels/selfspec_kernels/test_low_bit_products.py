@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from interpreter import results_of
 
-from selfspec_kernels.low_bit_product import low_bit_product, pack_levels, pack_scales
-from selfspec_kernels.low_bit_products import PackedMatrix, low_bit_gated, low_bit_products
+from selfspec_kernels.low_bit_product import low_bit_product
+from selfspec_kernels.low_bit_product_reference import pack_levels, pack_scales
+from selfspec_kernels.low_bit_products import low_bit_gated, low_bit_products
+from selfspec_kernels.low_bit_products_reference import PackedMatrix
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2**-6}
@@ -192,7 +194,7 @@ def test_triton_gated_agrees_with_the_reference_on_the_gpu(n, k, group, activati
 @pytest.mark.gpu
 def test_every_plan_of_the_sweep_agrees_with_the_reference_on_the_gpu(cuda):
     from selfspec_kernels import low_bit_products_launch as launch
-    from selfspec_kernels.low_bit_products import reference_gated, reference_products
+    from selfspec_kernels.low_bit_products_reference import reference_gated, reference_products
 
     one = matrix(4096, 4096, 64, torch.bfloat16, cuda)
     for m in (1, 16):

@@ -8,7 +8,7 @@ from interpreter import results_of
 
 from selfspec.acceptance import accept_rejection as accept_on_the_host
 from selfspec.sampling import gumbel, position_keys, uniform
-from selfspec_kernels.accept import Sampling
+from selfspec_kernels.accept_reference import Sampling
 from selfspec_kernels.backend import KernelInputError
 from selfspec_kernels.noise import Noise, stream_keys
 from selfspec_kernels.rejection import accept_rejection

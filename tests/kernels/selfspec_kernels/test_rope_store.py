@@ -12,7 +12,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from selfspec_kernels.backend import KernelInputError
-from selfspec_kernels.rope_store import Projections, head_norm, reference_rope_store, rope_store
+from selfspec_kernels.rope_store import rope_store
+from selfspec_kernels.rope_store_reference import Projections, head_norm, reference_rope_store
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 

@@ -13,7 +13,8 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from selfspec_kernels.backend import KernelInputError
-from selfspec_kernels.row_norm import MOST_INPUTS, Norm, row_norm
+from selfspec_kernels.row_norm import row_norm
+from selfspec_kernels.row_norm_reference import MOST_INPUTS, Norm
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 

@@ -14,13 +14,8 @@ from layer_skip.attention import attend
 from layer_skip.span import causal_mask, tree_keys, tree_mask
 from selfspec.tree import chain, with_siblings
 from selfspec_kernels.backend import KernelInputError
-from selfspec_kernels.verify_attention import (
-    HEAD_SIZES,
-    LARGEST_IN_FP32,
-    Attention,
-    tree_bits,
-    verify_attention,
-)
+from selfspec_kernels.verify_attention import verify_attention
+from selfspec_kernels.verify_attention_reference import HEAD_SIZES, LARGEST_IN_FP32, Attention, tree_bits
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 TOLERANCE = {"torch.float32": 1e-5, "torch.float16": 2e-3, "torch.bfloat16": 2e-2}

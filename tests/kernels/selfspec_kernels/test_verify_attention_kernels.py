@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 import torch
 
-from selfspec_kernels.verify_attention import DTYPES, HEAD_SIZES, LARGEST_IN_FP32
+from selfspec_kernels.verify_attention_reference import DTYPES, HEAD_SIZES, LARGEST_IN_FP32
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux"),
