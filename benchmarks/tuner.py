@@ -8,8 +8,8 @@ Parts, each saved as soon as it is there: one per workload (code, prose and repe
 code sampled), where every early exit, the recorded exits of the low-bit view, and every draft length run for
 real; then settings per workload against the best single one; a model with useless exits; and the controller's
 own time. --only runs the parts whose names hold a text and keeps the others; --resume goes on after the last;
-both go on in the dtype of what is there. Writes tuner.json and tuner.md beside the other results. Run it on a
-machine that does nothing else; it takes about 25 minutes on two cores.
+both refuse to go on with results in another dtype. Writes tuner.json and tuner.md beside the other results.
+Run it on a machine that does nothing else; it takes about 25 minutes on two cores.
 """
 
 from __future__ import annotations

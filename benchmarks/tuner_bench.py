@@ -24,7 +24,7 @@ from selfspec.tuning.view_record import record_view
 PROMPTS = Path(__file__).parent / "prompts"
 GREEDY: dict[str, Any] = {"do_sample": False}
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_k": 0, "top_p": 1.0}
-SAMPLING = dict(zip(WORKLOADS, (*[GREEDY] * len(TEXTS), SAMPLED), strict=True))
+SAMPLING = {**dict.fromkeys(TEXTS, GREEDY), WORKLOADS[-1]: SAMPLED}
 
 
 class Bench:

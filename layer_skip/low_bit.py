@@ -46,7 +46,7 @@ class LowBitView:
         decoder: the model.
         n_layers: E, from 1 to L.
         bits: 4 or 8; a head that is small beside the layers has 8 on a CPU either way.
-        advance: told the name of each matrix that is packed.
+        advance: told the name of each matrix before it is packed or taken over.
         head: whether to view the head too.
         begun: a view whose packed matrices are taken over where they are this one's too.
         dtype: of the products; None for what the device is fast in (bf16 on a CPU, elsewhere the weights').
@@ -71,7 +71,7 @@ class LowBitView:
         self.bits = bits
         self._head, self._dtype = head, dtype
         self._packed: dict[int, tuple[weakref.ref[nn.Module], _Version, PackedLinear]] = (
-            {} if begun is None else begun._packed
+            {} if begun is None or begun._dtype != dtype else begun._packed
         )
         self._state: tuple[object, ...] = ()
         self._lock = threading.Lock()
@@ -124,11 +124,11 @@ class LowBitView:
         before, self._packed = self._packed, {}
         table = {}
         for name, module, bits, group in _matrices(decoder, self.n_layers, self.bits, self._head):
+            advance(name)
             version = _version(module)
             old = before.get(id(module))
             # An id may be that of a module that is gone; the reference tells.
             if old is None or old[0]() is not module or old[1] != version or old[2].bits != bits:
-                advance(name)
                 packed = PackedLinear(*_matrix(module), bits, group, self._dtype)
                 old = (weakref.ref(module), version, packed)
             self._packed[id(module)] = old

@@ -46,13 +46,14 @@ class PackedLinear(nn.Module):
         height, width = _padded_shape(weight, bits, group)
         self.spare_inputs, self.spare_outputs = width - self.inputs, height - self.outputs
         padded = F.pad(weight, (0, self.spare_inputs, 0, self.spare_outputs)).contiguous()
-        self.on_gpu, self._dtype = weight.is_cuda, weight.dtype
-        dtype = dtype or _fast_dtype(weight)
+        self.on_gpu, self._weight_dtype = weight.is_cuda, weight.dtype
+        product_dtype = dtype or _fast_dtype(weight)
         if bits == 4:
-            self.packed, self.scales = _pack(round_weights(padded, bits, group, dtype), group, self.on_gpu)
+            rounded = round_weights(padded, bits, group, product_dtype)
+            self.packed, self.scales = _pack(rounded, group, self.on_gpu)
         else:
-            self.scales = (padded.float().abs().amax(dim=1) / 127).to(dtype)
-            # The scale of a row of zeros is 0, and in fp16 that of tiny weights is.
+            self.scales = (padded.float().abs().amax(dim=1) / 127).to(product_dtype)
+            # The scale of a row of zeros is 0.
             steps = self.scales.float().clamp(min=_LEAST_SCALE)[:, None]
             self.packed = (padded.float() / steps).round_().clamp_(-127, 127).to(torch.int8)
 
@@ -72,7 +73,6 @@ class PackedLinear(nn.Module):
         return sum(t.numel() * t.element_size() for t in (self.packed, self.scales))
 
     def forward(self, x: Tensor) -> Tensor:
-        # What comes in may have another dtype than the weights, too: autocast leaves norms in fp32.
         rows = x.reshape(-1, self.inputs).to(self.scales.dtype)
         if self.spare_inputs:
             rows = F.pad(rows, (0, self.spare_inputs))
@@ -85,7 +85,7 @@ class PackedLinear(nn.Module):
             out = torch._weight_int8pack_mm(rows, self.packed, self.scales)
         if self.spare_outputs:
             out = out[:, : self.outputs]
-        out = out.to(self._dtype)
+        out = out.to(self._weight_dtype)
         if self._bias[0] is not None:
             out = out + self._bias[0]
         return out.view(*x.shape[:-1], self.outputs)
@@ -112,7 +112,7 @@ def _padded_shape(weight: Tensor, bits: int, group: int) -> tuple[int, int]:
 
 
 def packed_bytes(weight: Tensor, bits: int, group: int) -> int:
-    """Memory of weight [N, K] once it is packed."""
+    """Memory of weight [N, K] once it is packed for products in what its device is fast in."""
     (height, width), element_size = _padded_shape(weight, bits, group), _fast_dtype(weight).itemsize
     if bits == 8:
         return height * (width + element_size)

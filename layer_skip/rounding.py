@@ -33,10 +33,10 @@ class Rounded:
         return (centred * self.scale.float()[..., None] + self.offset.float()[..., None]).view(n, -1)
 
 
-def round_weights(weight: Tensor, bits: int, group: int, dtype: torch.dtype | None = None) -> Rounded:
+def round_weights(weight: Tensor, bits: int, group: int, dtype: torch.dtype) -> Rounded:
     """Round weight [N, K] to `bits` bits in groups of `group` inputs, each with a scale and an offset.
 
-    These are stored in `dtype`, by default that of the weights.
+    These are stored in `dtype`.
 
     Starts from the group's smallest and largest weight, then alternates between the best line through the
     chosen levels (least squares) and the nearest levels on that line. An offset costs two bytes a group and
@@ -49,7 +49,7 @@ def round_weights(weight: Tensor, bits: int, group: int, dtype: torch.dtype | No
     if k % group:
         raise ValueError(f"{k} inputs do not divide into groups of {group}")
     rows = max(1, (_CHUNK_ON_GPU if weight.is_cuda else _CHUNK) // k)
-    parts = [_round(part, bits, group, dtype or weight.dtype) for part in weight.split(rows)]
+    parts = [_round(part, bits, group, dtype) for part in weight.split(rows)]
     q, scale, offset = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return Rounded(q, scale, offset, bits)
 

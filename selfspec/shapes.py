@@ -75,7 +75,7 @@ def describe(shapes: ShapePlan, deterministic: bool) -> str:
     return f"bit-equal rows: at least {width} query tokens, keys in multiples of {quantum}"
 
 
-def shapes_on_device(why_not_lean: str, shapes: ShapePlan) -> ShapePlan:
+def padding_on_device(why_not_lean: str, shapes: ShapePlan) -> ShapePlan:
     """How far passes on the device alone are padded: lean layers round every row alike at any width.
 
     Args:

@@ -72,11 +72,13 @@ class Speculation:
         if self.config.looks_up:
             self._corpus = read_corpus(model, self.config.corpus, decoder.vocab_size)
         knowledge = Knowledge(decoder.n_layers, partial(self._time, decoder), None, self.config.draft_bits)
-        # Launched from Python, a draft step on a GPU takes as long in few bits.
-        timer = self._time if decoder.device.type == "cpu" or self.on_device(decoder) else None
-        profiles = self.profiles.values()
         self.view, self.view_note = wanted_view(
-            decoder, self.config, profiles, timer, lambda: knowledge.exact
+            decoder,
+            self.config,
+            self.profiles.values(),
+            timer=self._time,
+            exact=lambda: knowledge.exact,
+            reads=lambda: decoder.device.type == "cpu" or self.on_device(decoder),
         )
         if self.view is not None:
             knowledge.time_low_bit = partial(self._time, self.view.of(decoder))

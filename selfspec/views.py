@@ -20,7 +20,6 @@ _WORTHWHILE = 0.75
 _SLOW_MATRICES = 1 << 27
 """Weights from which on making a view takes seconds; on a terminal that is shown, and what came of it."""
 
-
 _log = logging.getLogger("selfspec")
 
 
@@ -28,15 +27,17 @@ def wanted_view(
     decoder: LayeredDecoder,
     config: SpeculationConfig,
     profiles: Iterable[Profile],
-    timer: Timer | None,
+    timer: Timer,
     exact: Callable[[], PassCosts],
+    reads: Callable[[], bool],
 ) -> tuple[LowBitView | None, str]:
     """The view that calls draft by, and a line that says what was made; "" where nothing was asked for.
 
     Args:
         profiles: those that calls may follow.
-        timer: of passes; None where a draft step takes as long in few bits, whatever it reads.
+        timer: of passes.
         exact: costs of the model's own passes.
+        reads: whether a draft step takes as long as what it reads: not where a GPU waits for Python.
 
     Raises:
         ConfigError: as `make_view`.
@@ -46,19 +47,20 @@ def wanted_view(
     if parse_bytes(config.draft_memory) == 0:
         return None, f"draft_memory={config.draft_memory!r}: no low-bit view"
     begun = None
-    if config.kind == "auto" and config.names_profiles:  # calls that follow none do without
-        if not any(profile.setting.arm.low_bit for profile in profiles):
-            return None, ""
-    elif config.kind == "auto":
-        begun = None if timer is None else worthwhile_layer(decoder, config.draft_bits, timer, exact)
-        if begun is None:
+    if config.kind == "auto":
+        if config.names_profiles:  # calls that follow none do without
+            wanted = any(profile.setting.arm.low_bit for profile in profiles)
+        else:
+            begun = _worthwhile_layer(decoder, config.draft_bits, timer, exact) if reads() else None
+            wanted = begun is not None
+        if not wanted:
             return None, ""
     view, note = make_view(decoder, config, begun)
     _log.log(logging.WARNING if view is None else logging.INFO, note)
     return view, note
 
 
-def worthwhile_layer(
+def _worthwhile_layer(
     decoder: LayeredDecoder, bits: int, timer: Timer, exact: Callable[[], PassCosts]
 ) -> LowBitView | None:
     """The first layer in few bits, if that makes it so fast here that a view is worth its memory."""

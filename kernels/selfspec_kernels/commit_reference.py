@@ -33,7 +33,7 @@ class RowState:
 
 
 def reference_commit(rows: RowState, verdict: Accepted, drafted: Tensor, deepest: Tensor) -> None:
-    """The same in plain PyTorch."""
+    """`commit` in plain PyTorch."""
     new = verdict.tokens
     step = torch.arange(new.shape[1], device=new.device)
     room = (rows.limits - rows.lengths)[:, None]

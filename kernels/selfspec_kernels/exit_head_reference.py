@@ -62,7 +62,7 @@ def reference_exit_head(
     temperature: Tensor | None = None,
     noise: Noise | None = None,
 ) -> Choices:
-    """The same in plain PyTorch."""
+    """`exit_head` in plain PyTorch."""
     tokens = torch.arange(len(head.weight), device=hidden.device)
     if head.shortlist is not None:
         tokens = head.shortlist.long()

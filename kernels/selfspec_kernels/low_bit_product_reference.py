@@ -62,7 +62,7 @@ def pack_scales(scale: Tensor, offset: Tensor) -> Tensor:
 
 
 def reference_product(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The same for x [m, K] in plain PyTorch: weights and sums in fp32, the result in x's dtype."""
+    """`low_bit_product` for x [m, K] in plain PyTorch: weights and sums in fp32, the result in x's dtype."""
     k = x.shape[-1]
     group = k // len(scales)
     levels = unpack_levels(packed, scales.shape[1], k).view(scales.shape[1], -1, group)

@@ -73,7 +73,7 @@ class Projections:
 
 
 def reference_rope_store(new: Projections) -> Tensor:
-    """The same in plain PyTorch."""
+    """`rope_store` in plain PyTorch."""
     kv_heads, size = new.keys.shape[1], new.keys.shape[3]
     each = new.qkv.unflatten(2, (new.heads + 2 * kv_heads, size))
     query, key, value = each.split([new.heads, kv_heads, kv_heads], dim=2)

@@ -29,7 +29,7 @@ class Norm:
 
 
 def reference_norm(hidden: Tensor, norm: Norm) -> Tensor:
-    """The same for hidden [..., D] in plain PyTorch."""
+    """`row_norm` for hidden [..., D] in plain PyTorch."""
     x, weight = hidden.float(), norm.weight.float()
     if norm.kind == "layer":
         bias = None if norm.bias is None else norm.bias.float()

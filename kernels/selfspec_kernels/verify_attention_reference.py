@@ -93,7 +93,7 @@ class Attention:
 
 
 def reference_attention(given: Attention) -> Tensor:
-    """The same in plain PyTorch: products and softmax in fp32, the result in the query's dtype."""
+    """`verify_attention` in plain PyTorch: products and softmax in fp32, the result in the query's dtype."""
     query, groups = given.query, given.query.shape[1] // given.key.shape[1]
     key, value = (tensor.float().repeat_interleave(groups, dim=1) for tensor in (given.key, given.value))
     scores = query.float() @ key.transpose(2, 3) * given.scale

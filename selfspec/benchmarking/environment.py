@@ -33,7 +33,13 @@ def hardware(device: torch.device) -> str:
     """The accelerator's name; or the processor's and its vector instructions, which speed follows more."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{processor_name(Path('/proc/cpuinfo'))} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{processor_name(Path('/proc/cpuinfo'))} ({vector_instructions()})"
+
+
+def vector_instructions() -> str:
+    """The widest that PyTorch uses, and whether there are some for bf16: AVX512, bf16."""
+    in_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return torch.backends.cpu.get_cpu_capability() + (", bf16" if in_bf16 else "")
 
 
 def processor_name(cpuinfo: Path) -> str:

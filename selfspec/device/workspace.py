@@ -16,7 +16,7 @@ from selfspec.cache import allocated_cache
 from selfspec.device.buffers import Buffers, Outcome
 from selfspec.device.graphs import Graphs
 from selfspec.device.static_round import Kind, StaticRound
-from selfspec.shapes import ShapePlan, shapes_on_device
+from selfspec.shapes import ShapePlan, padding_on_device
 
 SLOT_QUANTUM = 512
 """Least capacity, and its least step."""
@@ -54,7 +54,7 @@ class Workspace:
         self.buffers = Buffers(rows, capacity, decoder.device)
         target, self.note = lean(decoder)
         draft = None if view is None else lean(view.of(decoder))[0]
-        padded = shapes_on_device(self.note, shapes)
+        padded = padding_on_device(self.note, shapes)
         self.round = StaticRound(target, draft, self.cache, self.buffers, padded)
         self.graphs: Graphs[Kind] = Graphs(self.round, lambda kind: kind.family, decoder.device, memory)
 

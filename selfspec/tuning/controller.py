@@ -16,18 +16,18 @@ from selfspec.tuning.cost_table import CostTable, Option
 from selfspec.tuning.estimates import Estimates, accepted_tokens
 
 WATCH_BUDGET = 0.01
-"""Share of the rounds' time that reading other exits, or probing, may take."""
+"""Share of the rounds' time that looking at other arms may take; what is looked at on credit is paid back."""
 UNEXPECTED = 0.4
-"""A hit of an arm that is believed to be right less often than this, while drafting rests, is a sign that the
-text has become easier."""
+"""While drafting rests, an arm that is believed to be right less often than this, and at a look is right more
+often, is a sign that the text has become easier."""
 LOOKS_ON_CREDIT = 8
-"""Looks that are taken before their time is saved, at most, as long as each finds another such hit."""
+"""Looks that are taken before their time is saved, at most, as long as each of them finds such a sign."""
 SWITCH_GAIN = 1.02
-"""Another exit must be predicted to be this much faster."""
+"""Another arm must be predicted to be this much faster."""
 _DRIFTS = (0.1, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0)
-"""Text this many times as hard as the profile's is what exits are kept in reserve for."""
+"""Text this many times as hard as the profile's is what arms are kept in reserve for."""
 _SPREAD = 4
-"""Exits of all depths that are kept in reserve besides."""
+"""Arms of all depths that are kept in reserve besides."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Plan:
 
     option: Option
     watched: Arm | None = None
-    """Another exit to read on the tokens that this round verifies."""
+    """Another arm, an early exit, to read on the tokens that this round verifies."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Controller:
     _saved: float = 0.0
     """Seconds of the budget that are left; below 0 what was looked at on credit."""
     _stirring: bool = False
-    """Whether the last look was an unexpected hit."""
+    """Whether the last look was unexpected: see `UNEXPECTED`."""
     _read_seconds: float = 0.0
     _turn: int = 0
     _longest: int = 0
@@ -86,7 +86,8 @@ class Controller:
     def plan(self) -> Plan:
         """The next round: now and then with a look at another arm, in turns and within the budget."""
         probed = self._probed
-        if self._saved < self._look_seconds * (1 - LOOKS_ON_CREDIT * self._stirring):
+        credit = LOOKS_ON_CREDIT - 1 if self._stirring else -1  # looks that may be owed before this one
+        if self._saved < -credit * self._look_seconds:
             return Plan(self.option)
         resting = not self.option.draft_length
         readable = [arm for arm in self._reserve if not arm.low_bit and (arm != self.option.arm or resting)]
@@ -125,7 +126,8 @@ class Controller:
         return self._estimates.chance(arm)
 
     def _count(self, arm: Arm, hits: float, trials: float) -> None:
-        self._stirring = hits > 0 and not self.option.draft_length and self.chance(arm) < UNEXPECTED
+        unexpected = hits > UNEXPECTED * trials and self.chance(arm) < UNEXPECTED
+        self._stirring = unexpected and not self.option.draft_length
         if self._stirring:  # what was seen so far may be of another text
             self._estimates.halve()
         self._estimates.add(arm, hits, trials)

@@ -42,9 +42,12 @@ def time_passes(decoder: LayeredDecoder, widths: Sequence[int] = WIDTHS) -> Pass
     """Time layers and head of `decoder` (the model, or a view of it) at growing widths, or some of those.
 
     The least of a few repeats: what disturbs a measurement only ever adds to it. Passes of large models are
-    repeated less, the wider ones not at all: they take long enough for disturbances to even out, and `wrap`
-    waits for them. Where passes of a few tokens take as long as one for each, as in bf16 on a CPU without
-    instructions for it, no wider one can pay: it is taken to cost as much a token.
+    repeated less, on a CPU the wider ones not at all: they take long enough for disturbances to even out, and
+    `wrap` waits for them. Where layers take as long for a few tokens as for each of them alone, as in bf16 on
+    a CPU without instructions for it, no wider pass can pay: it is taken to cost as much a token.
+
+    Args:
+        widths: some of WIDTHS, from 1 on.
     """
     layers: list[float] = []
     heads: list[float] = []
@@ -60,14 +63,17 @@ def time_passes(decoder: LayeredDecoder, widths: Sequence[int] = WIDTHS) -> Pass
         last = min(_TIMED_LAYERS, decoder.n_layers)
 
         run = partial(decoder.run, hidden, 0, last, span, cache.window(span))
-        cold = i == 0
+        cold = i == 0 or decoder.device.type != "cpu"  # a GPU prepares kernels for every width
         layers.append(_least_seconds(run, decoder.device, cold) / last)
         heads.append(_least_seconds(partial(decoder.logits, hidden), decoder.device, cold))
     return PassCosts(tuple(layers), tuple(heads))
 
 
 def _least_seconds(run: Callable[[], object], device: torch.device, cold: bool) -> float:
-    """Of a few runs after the first, which warms up; where nothing is `cold` a long one need not."""
+    """The least of up to _REPEATS runs after one that warms up.
+
+    A long first run counts, too, and alone, unless it is `cold`: the first of its kind.
+    """
     times: list[float] = []
     counted: list[float] = []
     while len(times) <= _REPEATS and sum(counted) < _ENOUGH_SECONDS:

@@ -20,7 +20,7 @@ class Identity:
 
     fingerprint: str
     device: str
-    """Type and name of the hardware."""
+    """Type of the device, name of the hardware, and a processor's vector instructions."""
     dtype: str
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from selfspec.call import Drafter
 from selfspec.config import SpeculationConfig
 from selfspec.generation import decode
 from selfspec.pacing import Pacer
-from selfspec.shapes import ShapePlan, shapes_on_device
+from selfspec.shapes import ShapePlan, padding_on_device
 from selfspec.speculation import Speculation
 from selfspec.stats import Stats
 
@@ -86,7 +86,7 @@ class Engine:
         """How far passes are padded."""
         decoder = LayeredDecoder(self.model)
         shapes = self._arranged.shapes(decoder)
-        return shapes_on_device(lean(decoder)[1], shapes) if self.fixed else shapes
+        return padding_on_device(lean(decoder)[1], shapes) if self.fixed else shapes
 
 
 def run_engine(

@@ -52,8 +52,9 @@ def record_view(
     """Read a view along the texts of `recording`, at each draft position up to `longest`.
 
     `replay` then tells the rounds of real runs up to rounding: the view's passes are wider here than in a
-    draft, and nothing pads those to shapes with bit-equal rows. In fp32 that makes no difference; in bf16 a
-    near-tie goes the other way now and then, which a few prompts show.
+    draft, and nothing pads those to shapes with bit-equal rows. Where the view multiplies in fp32 that makes
+    no difference; in bf16, as on a CPU for a model of any dtype, a near-tie goes the other way now and then,
+    which a few prompts show.
 
     Args:
         prompts: those that `recording` was made of, in its order, and recorded with the same arguments.

@@ -196,6 +196,17 @@ def test_a_view_without_the_head_leaves_the_models_own() -> None:
     assert len(packed_in(view.of(decoder))) == 7
 
 
+def test_what_a_view_has_packed_is_taken_over_by_a_larger_one(llama: Any) -> None:
+    decoder = LayeredDecoder(llama)
+    begun = LowBitView(decoder, 1, head=False)
+    first = packed_in(begun.of(decoder))
+    larger = packed_in(LowBitView(decoder, 2, begun=begun).of(decoder))
+    assert [id(packed) for packed in larger[: len(first)]] == [id(packed) for packed in first]
+    assert len(larger) == 2 * len(first) + 1
+    other = packed_in(LowBitView(decoder, 2, begun=begun, dtype=torch.float32).of(decoder))
+    assert {packed.scales.dtype for packed in other} == {torch.float32}
+
+
 class Scaled(nn.Linear):
     """Not what a Linear computes."""
 

@@ -52,7 +52,7 @@ def test_a_product_is_that_with_the_weights_that_are_stored(
 
 
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 64)])
-def test_what_comes_in_another_dtype_is_taken_in_the_weights(bits: int, group: int) -> None:
+def test_what_comes_in_another_dtype_is_taken_in_the_products(bits: int, group: int) -> None:
     """As autocast to bf16 hands on what a norm left in fp32."""
     packed = PackedLinear(random(48, 64, seed=1, dtype=torch.bfloat16), None, bits, group)
     x = random(3, 64, seed=2)

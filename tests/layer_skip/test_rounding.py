@@ -6,11 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from layer_skip.rounding import _CHUNK, round_weights
+from layer_skip import rounding
+from layer_skip.rounding import _CHUNK, Rounded
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 0.02
+
+
+def round_weights(weight: Tensor, bits: int, group: int) -> Rounded:
+    """With scales and offsets in the weights' own dtype."""
+    return rounding.round_weights(weight, bits, group, weight.dtype)
 
 
 def error(weight: Tensor, stored: Tensor) -> float:

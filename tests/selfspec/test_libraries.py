@@ -34,19 +34,18 @@ def model() -> Any:
 def test_lm_format_enforcer_constrains_a_wrapped_model_as_ever(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    enforcer = pytest.importorskip("lmformatenforcer", reason="lm-format-enforcer is an optional library")
+    import lmformatenforcer
+
     # Where transformers 4 kept PreTrainedTokenizerBase, which the library still imports from there.
     old_place = "transformers.tokenization_utils"
     monkeypatch.setitem(sys.modules, old_place, transformers.tokenization_utils_base)
-    integration = pytest.importorskip(
-        "lmformatenforcer.integrations.transformers", reason="it needs another transformers"
-    )
+    from lmformatenforcer.integrations import transformers as integration
 
     inputs = tokenizer(PROMPTS, return_tensors="pt", padding=True)
     vocabulary = integration.build_token_enforcer_tokenizer_data(tokenizer)
 
     def request() -> dict[str, Any]:
-        parser = enforcer.RegexParser(CALL)
+        parser = lmformatenforcer.RegexParser(CALL)
         allowed = integration.build_transformers_prefix_allowed_tokens_fn(vocabulary, parser)
         return {**inputs, "max_new_tokens": 24, "prefix_allowed_tokens_fn": allowed}
 
@@ -59,7 +58,7 @@ def test_lm_format_enforcer_constrains_a_wrapped_model_as_ever(
 
 def test_outlines_writes_what_it_writes_without_the_wrap(model: Any, tokenizer: Any) -> None:
     """Its processor counts its calls, so that the model's own generate serves it, and says so."""
-    outlines = pytest.importorskip("outlines", reason="outlines is an optional library for structured output")
+    import outlines
 
     def write() -> tuple[str, list[str]]:
         generator = outlines.from_transformers(model, tokenizer)
@@ -78,8 +77,9 @@ def test_outlines_writes_what_it_writes_without_the_wrap(model: Any, tokenizer: 
 QUESTIONS = ("def read_lines(path):\n", "class Stack:\n    def push", "import os\nimport sys\n\ndef main")
 
 
-def evaluated(lm_eval: Any, model: Any, tokenizer: Any, folder: Path, rows: int) -> list[Any]:
+def evaluated(model: Any, tokenizer: Any, folder: Path, rows: int) -> list[Any]:
     """Answers and scores of a generation task under lm-eval."""
+    import lm_eval
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.models.huggingface import HFLM
 
@@ -108,9 +108,8 @@ def evaluated(lm_eval: Any, model: Any, tokenizer: Any, folder: Path, rows: int)
 @pytest.mark.parametrize("rows", [1, 3])
 def test_lm_eval_reads_the_same_answers(model: Any, tokenizer: Any, tmp_path: Path, rows: int) -> None:
     """Its stopping criterion remembers which rows are done, and is asked about all of them at once."""
-    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is an optional library for evaluation")
-    expected = evaluated(lm_eval, model, tokenizer, tmp_path, rows)
+    expected = evaluated(model, tokenizer, tmp_path, rows)
     assert len(expected) == len(QUESTIONS)
     selfspec.wrap(model, strict=True)
-    assert evaluated(lm_eval, model, tokenizer, tmp_path, rows) == expected
+    assert evaluated(model, tokenizer, tmp_path, rows) == expected
     assert model.speculation.total.calls == len(QUESTIONS) // rows

@@ -95,8 +95,6 @@ def test_torchao_may_come_after_the_wrap(torchao: Any) -> None:
 @pytest.fixture
 def load(tmp_path: Path) -> Any:
     """Loads the tiny model with a configuration of bitsandbytes."""
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is an optional library for quantised weights")
-    pytest.importorskip("accelerate", reason="transformers loads quantised weights with accelerate")
     from transformers import BitsAndBytesConfig
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every product

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from selfspec.round import Arm
-from selfspec.tuning.controller import Controller
+from selfspec.tuning.controller import LOOKS_ON_CREDIT, Controller
 from selfspec.tuning.cost_table import CostTable, Option
 from selfspec.tuning.estimates import Estimate, accepted_tokens
 
@@ -140,6 +140,48 @@ def test_where_no_exit_pays_the_cost_is_less_than_three_percent(
 def test_reading_other_exits_stays_within_its_budget() -> None:
     world = World([EASY, HARD], 1000).run(controller(EASY))
     assert 0 < world.watching < 0.0105 * world.seconds
+
+
+def resting(n_options: int = LONGEST) -> Controller:
+    """One that drafts nothing, as no exit pays, and believes little of them."""
+    costs = independent(USELESS, n_options)
+    return Controller(costs, USELESS, costs.options[FOUR][0])
+
+
+def test_looks_on_credit_end_and_are_paid_back() -> None:
+    deciding = resting()
+    looks = seconds = 0.0
+    for _ in range(400):
+        plan = deciding.plan()
+        deciding.tell_round(deciding.option, 0, 0, 1.0)
+        seconds += 1.0
+        if plan.watched is not None:
+            looks += HEAD
+            deciding.tell_watched(plan.watched, 1, 1, HEAD)
+            deciding.option = deciding.costs.options[FOUR][0]  # whatever it has learned, it rests
+            assert looks <= 0.01 * seconds + LOOKS_ON_CREDIT * HEAD + 1e-9
+    assert looks
+
+
+@pytest.mark.parametrize(
+    ("hits", "trials", "unexpected"), [(1, 1, True), (0, 1, False), (2, 8, False), (4, 8, True)]
+)
+def test_in_a_batch_some_hits_are_expected(hits: int, trials: int, unexpected: bool) -> None:
+    deciding = resting()
+    deciding.tell_watched(FOUR, hits, trials, 0.0)
+    before = deciding._saved
+    plans = [deciding.plan() for _ in range(2)]
+    assert any(plan.watched is not None for plan in plans) is (unexpected or before >= HEAD)
+
+
+def test_a_rejected_draft_is_no_hit() -> None:
+    """Rejections are counted as so many misses along the text as replay had for each."""
+    costs = independent(USELESS)
+    plain, first, *others = costs.options[FOUR]
+    costs = CostTable({FOUR: [plain, replace(first, tokens=1.01, rejected=1.0), *others]}, HEAD)
+    deciding = Controller(costs, USELESS, plain, may_watch=False)
+    deciding.tell_round(costs.options[FOUR][1], 0, 1, 20.0)
+    assert deciding.plan().option == plain
 
 
 def test_a_read_that_takes_longer_than_thought_is_paid_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +36,27 @@ def test_every_width_is_timed_for_the_model_and_for_a_view(llama: Any) -> None:
         timing = time_passes(timed)
         assert len(timing.layer) == len(timing.head) == len(WIDTHS)
         assert all(0 < seconds < 1 for seconds in (*timing.layer, *timing.head))
+
+
+def test_a_first_run_on_a_gpu_is_never_what_a_pass_costs(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It prepares kernels for every width."""
+    seen: list[bool] = []
+
+    def seconds(run: Any, device: torch.device, cold: bool) -> float:
+        seen.append(cold)
+        return 0.25
+
+    monkeypatch.setattr(costs, "_least_seconds", seconds)
+    time_passes(LayeredDecoder(llama), WIDTHS[:3])
+    assert seen == [True, True, False, False, False, False]
+    seen.clear()
+    decoder = LayeredDecoder(llama)
+    monkeypatch.setattr(LayeredDecoder, "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(
+        costs, "torch", SimpleNamespace(arange=lambda n, device: torch.arange(n), zeros_like=torch.zeros_like)
+    )
+    time_passes.__wrapped__(decoder, WIDTHS[:3])
+    assert all(seen) and len(seen) == 6
 
 
 @pytest.mark.parametrize(("each", "timed"), [(0.24, WIDTHS), (0.26, (1, 2, 4))])

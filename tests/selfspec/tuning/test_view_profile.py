@@ -57,7 +57,7 @@ def test_a_call_that_keeps_to_its_profile_makes_the_rounds_that_were_replayed(
     monkeypatch.setattr(PayCheck, "allows", lambda self: True)
     predicted = replay(result.recording, [setting])
     selfspec.wrap(model, profile=profile(setting))
-    if setting.arm.low_bit:
+    if setting.arm.low_bit:  # the tuned one, which multiplies in fp32
         model.speculation.view = result.engine.view
     for p, prompt in enumerate(PROMPTS):
         model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False, pad_token_id=0)
