@@ -18,6 +18,7 @@ from selfspec.pacing import PayCheck
 from selfspec.round import Draft
 from selfspec.rows import Rows
 from selfspec.tree import chain
+from selfspec.tuning.costs import PassCosts
 
 
 class NoLookup:
@@ -62,6 +63,26 @@ def test_found_tokens_are_compared_with_what_a_trial_may_draft() -> None:
     assert check is not None
     check.budget.lost = 10.0
     assert auto._worth([Found([1], 1)])  # nothing else may be drafted
+
+
+@pytest.mark.parametrize(("right", "tried"), [(0, range(1, 60)), (4, range(400, 401))])
+def test_found_tokens_that_never_stand_cost_less_than_three_percent(right: int, tried: range) -> None:
+    """However much is promised by how far the text matches."""
+    found = [Found([1, 2, 3, 4], 8)]
+    world = World({LOW_BIT: 0.0})
+    world.known.exact = PassCosts((1.0, 1.1, 1.3, 1.6, 2.0, 3.0), (0.1,) * 6)
+    auto = world.auto(lookup=NoLookup(found), check=PayCheck())
+    rounds, lost = auto._lookup_rounds(4, 1), 0.0
+    times = 0
+    for number in range(400):
+        auto.draft_length(1000)
+        auto._looked_up = auto._worth(found)
+        if auto._looked_up:
+            times += 1
+            lost += rounds - (1 + right)
+        auto.observe(4 * auto._looked_up, 1 + right * auto._looked_up, 1.0)
+        assert lost <= 0.03 * (number + 48)
+    assert times in tried
 
 
 def test_found_tokens_are_counted_by_all_rows() -> None:
