@@ -5,6 +5,7 @@
 
 from layer_skip.training.checkpoint import CheckpointError
 from layer_skip.training.config import TrainingConfig
-from layer_skip.training.trainer import TrainingInterrupted, TrainingResult, train
+from layer_skip.training.result import TrainingResult
+from layer_skip.training.trainer import TrainingInterrupted, train
 
 __all__ = ["CheckpointError", "TrainingConfig", "TrainingInterrupted", "TrainingResult", "train"]

@@ -6,15 +6,12 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from layer_skip.training.checkpoint import write_atomically
 from layer_skip.training.config import TrainingConfig
 from layer_skip.training.data import SOURCES, STANDARD_LIBRARY, Corpus
 from layer_skip.training.evaluate import ExitScore
-
-if TYPE_CHECKING:
-    from layer_skip.training.trainer import TrainingResult
+from layer_skip.training.result import TrainingResult
 
 HEADER = """\
 ---

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from layer_skip.training.loop import Run, make_model
 from layer_skip.training.model_card import write_card
 from layer_skip.training.progress import Report, progress_bar
 from layer_skip.training.report import plot_exits, plot_loss
+from layer_skip.training.result import TrainingResult
 from layer_skip.training.tokenizer import load_tokenizer, train_tokenizer
 
 CHECKPOINT = "checkpoint.pt"
@@ -31,22 +32,6 @@ TOKENIZER = "tokenizer"
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C during training: the checkpoint has been written; the message says how to go on."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a finished run made: where, how much it trained, and how good every exit is on held-out text.
-
-    `scores` cover all held-out files, `stdlib_scores` those of the standard library alone.
-    """
-
-    folder: Path
-    parameters: int
-    steps: int
-    tokens: int
-    seconds: float
-    scores: tuple[ExitScore, ...]
-    stdlib_scores: tuple[ExitScore, ...]
 
 
 @contextmanager
