@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from gpu_bench import Bench, Row
 from gpu_timing import time_graph
+from targets import met
 
 Inputs = TypeVar("Inputs")
 _WORK = 1e-3
@@ -51,6 +52,5 @@ def n_sets(bench: Bench, nbytes: int) -> int:
 
 def reached(row: Row, column: str, target: float, most: bool = True) -> Row:
     """The row with a target for one of its columns: the `most` or least that it may be."""
-    value: Any = row[column]
-    met = value <= target if most else value >= target
-    return {**row, "target": f"{'≤' if most else '≥'} {target:g}", "verdict": "reached" if met else "MISSED"}
+    outcome = "reached" if met(target, row[column], most=most) else "MISSED"
+    return {**row, "target": f"{'≤' if most else '≥'} {target:g}", "verdict": outcome}

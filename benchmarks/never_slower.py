@@ -21,14 +21,16 @@ from typing import Any
 
 import torch
 from strategies_page import AUTO
-from targets import verdict
+from targets import met, verdict
 from tuner_races import random_twin
 
 from selfspec.benchmarking.contenders import AR, GENERATE, Contender
+from selfspec.benchmarking.environment import named_versions
 from selfspec.benchmarking.measure import Workload
 from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
 from selfspec.benchmarking.report import Report
 from selfspec.benchmarking.session import run_comparison
+from selfspec.benchmarking.statistics import Spread
 from selfspec.cli.loading import Loaded, load
 from selfspec.cli.progress import progress_bar
 from selfspec.files import write_whole
@@ -108,7 +110,7 @@ def page(rows: Rows, options: argparse.Namespace) -> str:
         over, again, length = own["over_ar"], own["again_over_ar"], own["acceptance_length"]
         cells = [
             name,
-            "refused" if over is None else f"{over['median']:.2f} ({over['p20']:.2f}-{over['p80']:.2f})",
+            "refused" if over is None else f"{Spread(**over):.2f}",
             "" if again is None else f"{again:.2f}",
             "" if length is None else f"{length:.2f}",
             f"{own['distinct_3grams']:.2f}",
@@ -116,7 +118,7 @@ def page(rows: Rows, options: argparse.Namespace) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     about = next(reversed(rows.values()))["conditions"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    versions = named_versions(about["versions"])
     lines += [
         "",
         f"- the least is {least(rows):.3f}; {verdict(TARGET, least(rows))}",
@@ -153,7 +155,7 @@ def main() -> int:
                 write_whole(stored, json.dumps(rows, indent=1) + "\n")
                 write_whole(stored.with_suffix(".md"), page(rows, options))
     print(page(rows, options))
-    return int(not least(rows) >= TARGET)
+    return int(not met(TARGET, least(rows)))
 
 
 if __name__ == "__main__":

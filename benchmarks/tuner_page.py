@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from targets import verdict
 
-from selfspec.benchmarking.statistics import paired_ratios
+from selfspec.benchmarking.environment import named_versions
+from selfspec.benchmarking.statistics import Spread, paired_ratios
 from selfspec.files import write_whole
 from selfspec.tuning.replay import Setting
 from selfspec.tuning.validate import Comparison
@@ -166,7 +167,7 @@ def _useless(results: Results) -> list[str]:
     if "useless exits" not in results:
         return []
     ratios = results["useless exits"]["over_ar"]
-    cells = (f"{name} {r['median']:.3f} ({r['p20']:.3f}-{r['p80']:.3f})" for name, r in ratios.items())
+    cells = (f"{name} {Spread(**own):.3f}" for name, own in ratios.items())
     judged = verdict(0.97, *(r["median"] for r in ratios.values()))
     return [f"- a model with useless exits, whole calls over AR: {', '.join(cells)}; {judged}"]
 
@@ -193,7 +194,7 @@ def _conditions(results: Results) -> str:
     if not results:
         return ""
     found = list(results.values())[-1]["conditions"]
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    versions = named_versions(found["versions"])
     return (
         f"{found['hardware']}, {found['threads']} threads, {found['dtype']}, {found['new_tokens']} new "
         f"tokens per run. {versions}. Tokens per second without prefill, except of useless exits and of one "

@@ -25,7 +25,7 @@ from tiling import SHAPES
 import selfspec
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.self_check import check_decoder
-from selfspec.benchmarking.environment import conditions
+from selfspec.benchmarking.environment import conditions, named_versions
 from selfspec.cli.loading import load
 from selfspec.files import write_whole
 from selfspec.shapes import forget_probes
@@ -94,7 +94,6 @@ def main() -> int:
     lines = [f"| seconds | {' | '.join(COLUMNS)} |", f"|---|{'---:|' * len(COLUMNS)}"]
     lines += [f"| {name} | {' | '.join(f'{x:.2f}' for x in row.values())} |" for name, row in found.items()]
     about = conditions(model)
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     page = [
         "# Wrap time",
         "",
@@ -107,7 +106,7 @@ def main() -> int:
             for part, names in verdicts.items()
         ),
         f"- the bundled model inflated to {options.shape}, {about['dtype']}, {about['hardware']}, "
-        f"{about['threads']} threads. {versions}.",
+        f"{about['threads']} threads. {named_versions(about['versions'])}.",
         "",
     ]
     write_whole(options.output / "wrap_time.json", json.dumps({"seconds": found, **about}, indent=1) + "\n")

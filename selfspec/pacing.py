@@ -102,6 +102,8 @@ class PayCheck:
     """The plain speed; calls of one model may share it, so that only the first one warms up."""
     budget: TrialBudget = field(default_factory=TrialBudget)
     """For a strategy that knows what its drafts cost: how far it may go in a trial."""
+    found: TrialBudget = field(default_factory=TrialBudget)
+    """The same of drafts that were looked up, which keep what they earn."""
     _drafting: "Rate" = field(default_factory=lambda: Rate())
     _resting: int = 0
 
@@ -112,7 +114,8 @@ class PayCheck:
 
     def observe(self, drafted: bool, tokens: float, seconds: float) -> None:
         """A round with or without drafts committed `tokens` tokens per row in `seconds`."""
-        self.budget.tokens += tokens
+        for budget in (self.budget, self.found):
+            budget.tokens += tokens
         if math.isnan(seconds):
             return
         rate = self._drafting if drafted else self.plain

@@ -6,7 +6,7 @@ shapes that a probe found to give bit-equal rows, and the text is the same for e
 model computes something that the probe does not look at, that is said, not claimed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
@@ -75,14 +75,14 @@ def describe(shapes: ShapePlan, deterministic: bool) -> str:
     return f"bit-equal rows: at least {width} query tokens, keys in multiples of {quantum}"
 
 
-def padding_on_device(why_not_lean: str, shapes: ShapePlan) -> ShapePlan:
+def padding_on_device(why_not_lean: str, shapes: Callable[[], ShapePlan]) -> ShapePlan:
     """How far passes on the device alone are padded: lean layers round every row alike at any width.
 
     Args:
         why_not_lean: as `layer_skip.lean.lean` says it; "" where layers are lean.
-        shapes: for layers that run module by module.
+        shapes: for layers that run module by module; not asked for, and so not probed, where they are lean.
     """
-    return shapes if why_not_lean else _UNPADDED
+    return shapes() if why_not_lean else _UNPADDED
 
 
 def probe(decoder: LayeredDecoder) -> ShapePlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ def processor_name(cpuinfo: Path) -> str:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name") and ":" in line]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def named_versions(found: Mapping[str, str]) -> str:
+    """Versions as a page names them: selfspec 0.1.0, torch 2.13.0."""
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from selfspec.benchmarking.environment import named_versions
 from selfspec.benchmarking.report import Line, Report, baselines
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def caption(report: Report) -> str:
     """How to read the numbers, and with which versions they were measured."""
     noise = report.rounding_noise
     near = "" if noise is None else f" Near-tie: within the measured rounding noise of {noise:.3f} logits."
-    versions = ", ".join(f"{name} {version}" for name, version in report.conditions["versions"].items())
+    versions = named_versions(report.conditions["versions"])
     return f"Median (20th to 80th percentile) over prompts; ratios are paired. {versions}.{near}"
 
 

@@ -54,7 +54,7 @@ class Workspace:
         self.buffers = Buffers(rows, capacity, decoder.device)
         target, self.note = lean(decoder)
         draft = None if view is None else lean(view.of(decoder))[0]
-        padded = padding_on_device(self.note, shapes)
+        padded = padding_on_device(self.note, lambda: shapes)
         self.round = StaticRound(target, draft, self.cache, self.buffers, padded)
         self.graphs: Graphs[Kind] = Graphs(self.round, lambda kind: kind.family, decoder.device, memory)
 

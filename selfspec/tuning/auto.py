@@ -76,8 +76,6 @@ class Auto:
     """Tokens and predicted seconds of the chosen arm's rounds, averaged: the rate that drafting earns."""
     _slowness: dict[Arm | None, float] = field(default_factory=dict)
     _seen: tuple[int, int] = (0, 0)
-    _found: TrialBudget = field(default_factory=TrialBudget)
-    """What looked-up drafts may lose; what they earn stays theirs."""
 
     def draft_length(self, remaining: int) -> int:
         """Most tokens of the next draft; 0 where drafting does not pay, or is being compared."""
@@ -122,9 +120,9 @@ class Auto:
             self.check.observe(length > 0, tokens, seconds)
         accepted, rejected = self.stats.accepted - self._seen[0], self.stats.rejected - self._seen[1]
         self._seen = (self.stats.accepted, self.stats.rejected)
-        self._found.tokens += tokens
         if self._looked_up:
-            self._found.lost += self._lookup_rounds(length, self.rows) - tokens
+            if self.check is not None:
+                self.check.found.lost += self._lookup_rounds(length, self.rows) - tokens
             return
         own = length
         if self._branched is not None:
@@ -221,7 +219,7 @@ class Auto:
         rates = self.knowledge.matches[self.sampled]
         tokens = 1 + sum(rates.expected(row.match, len(row.tokens)) for row in found) / len(found)
         rounds = self._lookup_rounds(longest, len(found))
-        if self.check is not None and self._found.left(self._remaining) < rounds - 1:
+        if self.check is not None and self.check.found.left(self._remaining) < rounds - 1:
             return False
         own = 1 / self.knowledge.round_seconds(None, 0, len(found), self.shapes)
         free = tokens * own / rounds

@@ -85,8 +85,8 @@ class Engine:
     def shapes(self) -> ShapePlan:
         """How far passes are padded."""
         decoder = LayeredDecoder(self.model)
-        shapes = self._arranged.shapes(decoder)
-        return padding_on_device(lean(decoder)[1], shapes) if self.fixed else shapes
+        shapes = functools.partial(self._arranged.shapes, decoder)
+        return padding_on_device(lean(decoder)[1], shapes) if self.fixed else shapes()
 
 
 def run_engine(

@@ -3,99 +3,29 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from statistics import mean
 
 import pytest
-import torch
+from fake_texts import (
+    EASY,
+    FOUR,
+    HARD,
+    HEAD,
+    LAYERS,
+    LONGEST,
+    TOO_HARD,
+    USELESS,
+    World,
+    best_speed,
+    expected_speed,
+    independent,
+    round_seconds,
+)
 
 from selfspec.round import Arm
 from selfspec.tuning.controller import LOOKS_ON_CREDIT, Controller
 from selfspec.tuning.cost_table import CostTable, Option
-from selfspec.tuning.estimates import Estimate, accepted_tokens
-
-LAYERS, HEAD, LONGEST = 16, 2.4, 12
-EXITS = [Arm(e, low_bit=False) for e in (2, 4, 8, 12)]
-FOUR = EXITS[1]
-EASY = dict(zip(EXITS, (0.7, 0.92, 0.95, 0.97), strict=True))
-HARD = dict(zip(EXITS, (0.2, 0.3, 0.75, 0.9), strict=True))
-USELESS = dict.fromkeys(EXITS, 0.02)
-TOO_HARD = dict(zip(EXITS, (0.1, 0.2, 0.4, 0.6), strict=True))
-"""Often right, but no exit often enough to pay."""
-
-
-def round_seconds(arm: Arm, length: int) -> float:
-    """The memory-bound cost model, a layer being a second, and a quarter of one in few bits."""
-    layers = arm.exit_layer / 4 if arm.low_bit else arm.exit_layer
-    return length * layers + LAYERS + (length + 1) * HEAD
-
-
-def independent(prior: dict[Arm, float], longest: int = LONGEST) -> CostTable:
-    """A text on which every token stands by chance."""
-    options = {
-        e: [
-            Option(e, k, round_seconds(e, k), 1 + accepted_tokens(prior[e], k)[-1], 1 - prior[e] ** k)
-            for k in range(longest + 1)
-        ]
-        for e in prior
-    }
-    return CostTable(options, HEAD)
-
-
-def expected_speed(arm: Arm, length: int, chance: float) -> float:
-    return sum(chance**i for i in range(length + 1)) / round_seconds(arm, length)
-
-
-def best_speed(chances: dict[Arm, float]) -> float:
-    return max(expected_speed(e, k, c) for e, c in chances.items() for k in range(LONGEST + 1))
-
-
-@dataclass
-class World:
-    """Exits that are right by chance, one number per exit and position, as a recording has them."""
-
-    chances: list[dict[Arm, float]]
-    """Of each stretch of text."""
-    stretch: int
-    at: int = 0
-    seconds: float = 0.0
-    watching: float = 0.0
-    read_seconds: float = HEAD
-    seed: int = 0
-    chosen: list[tuple[int, Arm, int]] = field(default_factory=list)
-    """(position, arm, K) of every round."""
-
-    def __post_init__(self) -> None:
-        generator = torch.Generator().manual_seed(self.seed)
-        size = self.stretch * len(self.chances) + LONGEST + 1
-        draws = torch.rand(size, generator=generator)
-        place = torch.arange(size).div(self.stretch, rounding_mode="floor").clamp(max=len(self.chances) - 1)
-        self.right = {
-            e: (draws < torch.tensor([c[e] for c in self.chances])[place]).tolist() for e in self.chances[0]
-        }
-
-    def run(self, controller: Controller) -> World:
-        while self.at < self.stretch * len(self.chances):
-            plan = controller.plan()
-            e, k = plan.option.arm, plan.option.draft_length
-            right = self.right[e][self.at : self.at + k]
-            accepted = right.index(False) if False in right else len(right)
-            self.chosen.append((self.at, e, k))
-            seconds = round_seconds(e, k)
-            if plan.watched is not None:
-                seen = self.right[plan.watched][self.at : self.at + accepted + 1]
-                seconds += self.read_seconds
-                self.watching += self.read_seconds
-                controller.tell_watched(plan.watched, sum(seen), len(seen), self.read_seconds)
-            controller.tell_round(plan.option, accepted, int(accepted < k), seconds)
-            self.seconds += seconds
-            self.at += accepted + 1
-        return self
-
-    def speed_at(self, position: int, chances: dict[Arm, float]) -> float:
-        """Expected tokens per second of what is chosen at a position."""
-        _, e, k = max(choice for choice in self.chosen if choice[0] <= position)
-        return expected_speed(e, k, chances[e])
 
 
 def controller(prior: dict[Arm, float], may_watch: bool = True) -> Controller:
@@ -293,14 +223,3 @@ def test_an_exit_is_read_beside_a_chain_where_siblings_are_drafted() -> None:
     assert {plan.option.siblings for plan in plans if plan.watched is None} == {2}
     watching = [plan.option for plan in plans if plan.watched is not None]
     assert watching and all((o.siblings, o.draft_length) == (1, 5) for o in watching)
-
-
-def test_an_estimate_follows_what_it_sees_and_falls_back_to_its_prior() -> None:
-    estimate = Estimate(0.5)
-    assert estimate.chance(1.0) == pytest.approx(0.5)
-    for _ in range(50):
-        estimate.add(4, 4)
-    assert estimate.chance(1.0) > 0.85
-    estimate.fade(800)
-    assert estimate.chance(1.0) == pytest.approx(0.5, abs=0.01)
-    assert estimate.chance(2.0) == pytest.approx(0.0, abs=0.03)
