@@ -5,13 +5,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS ?= logical
+CASES ?= 6
 
 .PHONY: help demo test lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    watch the bundled model write code, faster and with the same output"
-	@echo "make test    ruff, mypy, import contracts, pytest, the README's code blocks"
+	@echo "make test    ruff, mypy, import contracts, pytest, the README's code blocks, on all cores"
+	@echo "             make test CASES=300: as CI does, so many calls of generate() in every model family; WORKERS=1: on one core"
 	@echo "make lint    ruff, mypy, import contracts"
 	@echo "make bench   the README's first table, about ten minutes on a quiet machine"
 	@echo "make clean   remove the virtual environment and caches"
@@ -33,7 +36,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal --conformance-cases $(CASES)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/cpu_latency.py

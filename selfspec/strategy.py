@@ -19,9 +19,12 @@ from selfspec.tuning.auto import Auto
 from selfspec.tuning.costs import WIDTHS
 from selfspec.tuning.knowledge import LONGEST_CHOSEN, Knowledge
 from selfspec.tuning.reading import Reading, affordable_samples
+from selfspec.tuning.speeds import RoundSpeeds
 
 _READING_SHARE = 0.02
 """Share of a call's expected time that reading the exits along its prompt may take."""
+_FOUND_SHARE = 1 / 3
+"""Of what finding out may cost, for looked-up drafts where they stand beside others."""
 _USUAL_SPEEDUP = 3.0
 _SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 """Exit layers over the number of layers, where there is to be a graph for each."""
@@ -88,10 +91,9 @@ class Strategy:
             knowledge=self.knowledge,
             arms=arms,
             plain=EarlyExit(1),
-            lengths=self._lengths(),
+            speeds=RoundSpeeds(self.knowledge, self._lengths(), shapes),
             lookup=Lookup(self.knowledge.matches[sampled], self.corpus) if config.looks_up else None,
             check=self._check(n, reading is not None) if measured else None,
-            shapes=shapes,
             rows=n,
             sampled=sampled,
             stats=stats,
@@ -103,8 +105,10 @@ class Strategy:
     def _check(self, rows: int, reads: bool) -> PayCheck:
         """Whether drafting pays; what reading the exits takes comes off what trials may lose."""
         share = MEASURING_SHARE - (_READING_SHARE / _USUAL_SPEEDUP if reads else 0.0)
+        found = _FOUND_SHARE * share if self.config.looks_up else 0.0
         plain = self.knowledge.plain_rate(rows)
-        return PayCheck(warmup=1, delay=2, plain=plain, budget=TrialBudget(share))
+        budget, of_found = TrialBudget(share - found), TrialBudget(found)
+        return PayCheck(warmup=1, delay=2, plain=plain, budget=budget, found=of_found)
 
     def _arms(self, decoder: LayeredDecoder) -> Iterator[Arm]:
         """The ways to draft with the model's layers that the settings allow."""

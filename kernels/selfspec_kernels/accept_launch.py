@@ -9,10 +9,11 @@ from torch import Tensor
 
 from selfspec_kernels import filter_launch
 from selfspec_kernels.accept_kernels import choice_kernel, walk_kernel
-from selfspec_kernels.accept_reference import Accepted, Sampling, empty_verdict
+from selfspec_kernels.accept_reference import Accepted, Sampling
 from selfspec_kernels.filter_launch import CUT, Cut
-from selfspec_kernels.launching import all_registers, covering, on, options, pdl_of, processors
+from selfspec_kernels.launching import all_registers, on, options, pdl_of, processors
 from selfspec_kernels.noise import Noise
+from selfspec_kernels.verdict_launch import covering, empty_verdict
 
 BLOCKS = (2048, 4096)
 """Tokens of a program: the larger, which spends fewer instructions on each, where it keeps the GPU busy."""

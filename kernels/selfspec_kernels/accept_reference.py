@@ -117,16 +117,6 @@ def reference_walk(
     return Accepted(accepted, choices.gather(1, columns), logprobs.gather(1, columns), columns)
 
 
-def empty_verdict(rows: int, width: int, device: torch.device) -> Accepted:
-    """For a kernel to fill: `width` columns."""
-    return Accepted(
-        torch.empty(rows, dtype=torch.int64, device=device),
-        torch.empty(rows, width, dtype=torch.int64, device=device),
-        torch.empty(rows, width, dtype=torch.float32, device=device),
-        torch.empty(rows, width, dtype=torch.int64, device=device),
-    )
-
-
 def check_logits(logits: Tensor, draft: Tensor, sampling: Sampling) -> None:
     """What every way of accepting asks of its inputs.
 

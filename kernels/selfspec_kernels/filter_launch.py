@@ -7,10 +7,11 @@ import torch
 import triton
 from torch import Tensor
 
-from selfspec_kernels.accept_reference import Accepted, Sampling, empty_verdict
+from selfspec_kernels.accept_reference import Accepted, Sampling
 from selfspec_kernels.filter_kernels import filter_kernel, group_kernel
-from selfspec_kernels.launching import all_registers, covering, options, pdl_of
+from selfspec_kernels.launching import all_registers, options, pdl_of
 from selfspec_kernels.noise import Noise
+from selfspec_kernels.verdict_launch import covering, empty_verdict
 
 _MOST_GROUPS = 4096
 _NOTHING: dict[str, Any] = {

@@ -60,11 +60,6 @@ def _has_pdl(device: torch.device) -> bool:
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def covering(nodes: int, parts: int) -> dict[str, int]:
-    """Powers of two for the kernels that hold all nodes, and all parts of each."""
-    return {"NODES": max(16, triton.next_power_of_2(nodes)), "PARTS": triton.next_power_of_2(parts)}
-
-
 def options(warps: int, pdl: bool | None = None) -> dict[str, Any]:
     """How Triton compiles: what is to be a fused multiply-add says so, nothing else becomes one.
 

@@ -3,11 +3,12 @@
 from torch import Tensor
 
 from selfspec_kernels.accept_launch import Parts, sum_up
-from selfspec_kernels.accept_reference import Accepted, Sampling, empty_verdict
+from selfspec_kernels.accept_reference import Accepted, Sampling
 from selfspec_kernels.filter_launch import CUT, Cut, passing
-from selfspec_kernels.launching import all_registers, covering, on, options
+from selfspec_kernels.launching import all_registers, on, options
 from selfspec_kernels.noise import Noise
 from selfspec_kernels.rejection_kernels import rejection_kernel
+from selfspec_kernels.verdict_launch import covering, empty_verdict
 
 BLOCK = 4096
 """Tokens at a time."""

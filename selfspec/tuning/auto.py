@@ -5,7 +5,7 @@ A choice looks only at rounds that are over, so it cannot bias the text in any a
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from layer_skip.decoder import LayeredDecoder
 from selfspec.call import Call
@@ -14,11 +14,11 @@ from selfspec.drafting.lookup import LONGEST_FOUND, Found, Lookup, as_columns
 from selfspec.drafting.margins import MarginStop
 from selfspec.pacing import PayCheck, TrialBudget
 from selfspec.round import Arm, Draft, Step
-from selfspec.shapes import ShapePlan
 from selfspec.stats import Stats
 from selfspec.tuning.branches import Branched
 from selfspec.tuning.knowledge import Knowledge, expected_tokens
 from selfspec.tuning.reading import Reading
+from selfspec.tuning.speeds import RoundSpeeds
 
 _ROUNDS_PER_CHOICE = 8
 LONGEST_SURE = 15
@@ -38,7 +38,7 @@ class Auto:
     Args:
         knowledge: of the model; what this call sees is added to it.
         arms: the ways to draft that are there, none for free drafts alone.
-        lengths: K to choose from.
+        speeds: what rounds of all arms and lengths are predicted to give.
         lookup: free drafts in front of the model's own, None for none.
         check: whether drafting pays at all, against measured plain rounds, and what finding out may cost: an
             arm that was not seen to pay drafts no further than its budget allows. None to draft in any case.
@@ -51,10 +51,9 @@ class Auto:
     knowledge: Knowledge
     arms: Mapping[Arm, ModelDrafter]
     plain: ModelDrafter
-    lengths: Sequence[int]
+    speeds: RoundSpeeds
     lookup: Lookup | None
     check: PayCheck | None
-    shapes: ShapePlan
     rows: int
     sampled: bool
     stats: Stats
@@ -74,8 +73,9 @@ class Auto:
     _tokens: float = 1.0
     _seconds: float = 1.0
     """Tokens and predicted seconds of the chosen arm's rounds, averaged: the rate that drafting earns."""
-    _slowness: dict[Arm | None, float] = field(default_factory=dict)
     _seen: tuple[int, int] = (0, 0)
+    _chosen_at: tuple[int, int] | None = None
+    """Tokens drafted and rows when the last choice was made."""
 
     def draft_length(self, remaining: int) -> int:
         """Most tokens of the next draft; 0 where drafting does not pay, or is being compared."""
@@ -85,10 +85,12 @@ class Auto:
 
     def plan(self, call: Call, length: int) -> Step:
         """What the next round drafts: what was found, or so many tokens by the arm that was chosen."""
-        if self._rounds % _ROUNDS_PER_CHOICE == 0:
-            self._choose(call.decoder)
-        self._rounds += 1
         self.rows = len(call.rows.active)
+        at = self.stats.drafted, self.rows
+        if self._rounds % _ROUNDS_PER_CHOICE == 0 and at != self._chosen_at:  # plain rounds teach nothing
+            self._choose(call.decoder)
+            self._chosen_at = at
+        self._rounds += 1
         self._looked_up, self._branched = False, None
         if not self._drafting:
             return Step(None, 0)
@@ -122,7 +124,7 @@ class Auto:
         self._seen = (self.stats.accepted, self.stats.rejected)
         if self._looked_up:
             if self.check is not None:
-                self.check.found.lost += self._lookup_rounds(length, self.rows) - tokens
+                self.check.found.lost += self.speeds.plain_rounds_of_found(length, self.rows) - tokens
             return
         own = length
         if self._branched is not None:
@@ -131,17 +133,12 @@ class Auto:
         arm = self._arm if own else None
         if arm is not None:
             self.knowledge.tally(arm, self.sampled).note(accepted, accepted + rejected)
-        expected = self.knowledge.round_seconds(arm, own or length, self.rows, self.shapes)
-        if arm is not None:
             self._tokens = 0.9 * self._tokens + 0.1 * tokens
-            self._seconds = 0.9 * self._seconds + 0.1 * expected
+            self._seconds = 0.9 * self._seconds + 0.1 * self.speeds.seconds(arm, own, self.rows)
         if not math.isnan(seconds):
-            ratio = seconds / expected
-            before = self._slowness.get(arm, ratio)
-            # One round may be slow by accident, so a single one moves the estimate little.
-            self._slowness[arm] = 0.8 * before + 0.2 * min(ratio, 2 * before)
+            self.speeds.note(arm, own or length, self.rows, seconds)
         if self.check is not None and arm is not None:
-            self.check.budget.lost += self._plain_rounds(arm, own) - tokens
+            self.check.budget.lost += self.speeds.plain_rounds(arm, own, self.rows) - tokens
 
     @property
     def _budget(self) -> TrialBudget | None:
@@ -156,12 +153,10 @@ class Auto:
         length = min(length, self._length if self.arms[arm].stop is None else LONGEST_SURE)
         if self._budget is None:
             return length
-        stakes = {k: self._plain_rounds(arm, k) - 1 for k in self.lengths if 0 < k <= length}
+        stakes = {
+            k: self.speeds.plain_rounds(arm, k, self.rows) - 1 for k in self.speeds.lengths if 0 < k <= length
+        }
         return self._budget.longest(stakes, self._remaining)
-
-    def _plain_rounds(self, arm: Arm, length: int) -> float:
-        """Plain rounds that take as long as one with `length` drafts."""
-        return self._speed(None, 0, 0.0) / self._speed(arm, length, 0.0)
 
     def _least_chance(self, arm: Arm, stop: MarginStop) -> float:
         """Below this chance that a draft stands so far, another token earns less than time usually does.
@@ -179,37 +174,23 @@ class Auto:
                 self.knowledge.read(agreement)
             self.reading = None
         chances = self.knowledge.chances(self.arms, self.sampled)
-        plain = self._speed(None, 0, 0.0)
-        speeds = {
-            (arm, k): self._speed(arm, k, chances[arm]) / plain
-            for arm in self.arms
-            for k in self.lengths
-            if k
-        }
-        best = max(speeds, key=lambda option: speeds[option], default=None)
-        mine = max((s for (arm, _), s in speeds.items() if arm == self._arm), default=0.0)
-        if best is not None and self._arm is not None and speeds[best] < _SWITCHING_GAIN * mine:
-            best = max((o for o in speeds if o[0] == self._arm), key=lambda option: speeds[option])
-        if best is None or (speeds[best] < LEAST_GAIN and 0 in self.lengths):
+        options = {arm: self.speeds.best(arm, self.rows, chances[arm]) for arm in self.arms}
+        best = max(options, key=lambda arm: options[arm][0], default=None)
+        mine = self._arm
+        if best and mine and options[best][0] < _SWITCHING_GAIN * options[mine][0]:
+            best = mine
+        if best is None or (options[best][0] < LEAST_GAIN and 0 in self.speeds.lengths):
             self._arm, self._length = None, 0
         else:
-            changed = best[0] != self._arm
-            self._arm, self._length = best
-            self._chance = chances[self._arm]
-            least = self.knowledge.least_chance(self._arm, self.sampled)
-            sure = max(self._speed(self._arm, k, least) for k in self.lengths if k)
-            self._sure = sure >= LEAST_GAIN * plain
+            changed = best != self._arm
+            self._arm, self._length = best, options[best][1]
+            self._chance = chances[best]
+            least = self.knowledge.least_chance(best, self.sampled)
+            self._sure = self.speeds.best(best, self.rows, least)[0] >= LEAST_GAIN
             if changed:
                 self._tokens = expected_tokens(self._chance, self._length)
-                self._seconds = self.knowledge.round_seconds(*best, self.rows, self.shapes)
-        self._explain(speeds, chances, best)
-
-    def _speed(self, arm: Arm | None, length: int, chance: float) -> float:
-        """Predicted tokens per second; None stands for plain rounds."""
-        seconds = self.knowledge.round_seconds(arm, length, self.rows, self.shapes)
-        # What was not tried in this call is as much slower than its passes alone as what was.
-        usual = min(self._slowness.values(), default=1.0)
-        return expected_tokens(chance, length) / (seconds * self._slowness.get(arm, usual))
+                self._seconds = self.speeds.seconds(best, self._length, self.rows)
+        self._explain(options, chances, best)
 
     def _worth(self, found: Sequence[Found]) -> bool:
         """Whether what was found promises more tokens per second than the arm that was chosen."""
@@ -218,50 +199,43 @@ class Auto:
             return False
         rates = self.knowledge.matches[self.sampled]
         tokens = 1 + sum(rates.expected(row.match, len(row.tokens)) for row in found) / len(found)
-        rounds = self._lookup_rounds(longest, len(found))
+        rounds = self.speeds.plain_rounds_of_found(longest, len(found))
         if self.check is not None and self.check.found.left(self._remaining) < rounds - 1:
             return False
-        own = 1 / self.knowledge.round_seconds(None, 0, len(found), self.shapes)
+        own = 1 / self.speeds.seconds(None, 0, len(found))
         free = tokens * own / rounds
         drafts = self._longest(LONGEST_SURE)
         if self._arm is not None and drafts:
             earned = self._tokens / self._seconds
             if self._budget is not None:
-                seconds = self.knowledge.round_seconds(self._arm, drafts, self.rows, self.shapes)
+                seconds = self.speeds.seconds(self._arm, drafts, self.rows)
                 earned = min(earned, expected_tokens(self._chance, drafts) / seconds)
             # Where the text repeats the model's own draft is right more often than usual, too.
             own = max(own, _EASIER * earned)
         return free > own
 
-    def _lookup_rounds(self, length: int, rows: int) -> float:
-        """Plain rounds that take as long as one that verifies `length` looked-up tokens."""
-        seconds = self.knowledge.lookup_seconds(length, rows, self.shapes)
-        return seconds / self.knowledge.round_seconds(None, 0, rows, self.shapes)
-
     def _explain(
-        self, speeds: dict[tuple[Arm, int], float], chances: dict[Arm, float], best: tuple[Arm, int] | None
+        self, options: dict[Arm, tuple[float, int]], chances: dict[Arm, float], best: Arm | None
     ) -> None:
         free = "free drafts where text repeats" if self.lookup is not None else ""
         if best is None:
             self.stats.choice = free or "no way to draft"
             self.stats.strategy = "lookup" if free else "plain"
             return
-        arm, k = best
+        speed, length = options[best]
+        tested = self.knowledge.tally(best, self.sampled).tested
         reason = (
-            f"predicted {speeds[best]:.2f}x AR by {arm}, draft length {k}: acceptance {chances[arm]:.2f} "
+            f"predicted {speed:.2f}x AR by {best}, draft length {length}: acceptance {chances[best]:.2f} "
+            f"from {self.knowledge.samples} prompt positions and {tested:.0f} draft tokens"
         )
-        tested = self.knowledge.tally(arm, self.sampled).tested
-        reason += f"from {self.knowledge.samples} prompt positions and {tested:.0f} draft tokens"
-        others = [
-            f"{other} {max(s for (a, _), s in speeds.items() if a == other):.2f}x"
-            for other in sorted({a for a, _ in speeds} - {arm}, key=lambda a: (a.low_bit, a.exit_layer))
-        ]
         chosen = self._arm is not None
         self.stats.choice = (reason if chosen else f"no draft pays ({reason})") + (
             f"; {free}" if free else ""
         )
-        self.stats.considered = ", ".join(others)
-        own = f"lookup, {arm.kind}" if free else arm.kind
+        others = sorted(set(options) - {best}, key=lambda arm: (arm.low_bit, arm.exit_layer))
+        self.stats.considered = ", ".join(f"{arm} {options[arm][0]:.2f}x" for arm in others)
+        own = f"lookup, {best.kind}" if free else best.kind
         self.stats.strategy = own if chosen else ("lookup" if free else "plain")
-        ends_itself = chosen and self.arms[arm].stop is not None
-        self.stats.exit_layer, self.stats.draft_length = arm.exit_layer, None if ends_itself else self._length
+        ends_itself = chosen and self.arms[best].stop is not None
+        self.stats.exit_layer = best.exit_layer
+        self.stats.draft_length = None if ends_itself else self._length

@@ -141,7 +141,7 @@ class Knowledge:
         return max(0.0, share - 3 * math.sqrt(share * (1 - share) / seen))
 
     def round_seconds(self, arm: Arm | None, length: int, rows: int, shapes: ShapePlan) -> float:
-        """Seconds of a round with `length` drafts by `arm` (None: a plain round)."""
+        """Seconds of a round with `length` drafts by `arm`; None: they cost nothing, or there are none."""
         tokens = rows * shapes.width(rows, length + 1)
         if arm is None or not length:
             return self.exact.seconds(self.n_layers, tokens)
@@ -163,10 +163,6 @@ class Knowledge:
         first = 0 if arm.low_bit else arm.exit_layer
         narrow, wide = (self.exact.seconds(self.n_layers - first, rows * m) for m in (4, 12))
         return self.step_seconds(arm, rows) + max(wide - narrow, 0.0) / 8
-
-    def lookup_seconds(self, length: int, rows: int, shapes: ShapePlan) -> float:
-        """Seconds of a round that verifies `length` tokens drafted for nothing."""
-        return self.exact.seconds(self.n_layers, rows * shapes.width(rows, length + 1))
 
     def _expected(self, arm: Arm) -> float:
         counted = self.agreement.get(arm.exit_layer, 0) + _PRIOR_WEIGHT * _PRIOR_AGREEMENT

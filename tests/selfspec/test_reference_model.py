@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,15 +16,6 @@ from selfspec.benchmarking.identity import Referee, full_pass, gap_noise, last_b
 from selfspec.shapes import probe
 
 NEW_TOKENS = 20
-
-
-@pytest.fixture(autouse=True, scope="module")
-def two_threads() -> Iterator[None]:
-    """These are the long tests, and the model is large enough for two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def batches(prompts: list[list[int]]) -> list[list[list[int]]]:

@@ -19,6 +19,7 @@ from selfspec.stats import Stats
 from selfspec.tuning.auto import Auto
 from selfspec.tuning.costs import WIDTHS, PassCosts
 from selfspec.tuning.knowledge import LONGEST_CHOSEN, Knowledge
+from selfspec.tuning.speeds import RoundSpeeds
 
 LAYERS = 8
 LOW_BIT, HALF = Arm(LAYERS, low_bit=True), Arm(LAYERS // 2, low_bit=False)
@@ -78,9 +79,8 @@ class World:
             knowledge=self.known,
             arms={arm: Model(arm, self) for arm in self.chances},
             plain=Model(None, self),
-            lengths=lengths,
+            speeds=RoundSpeeds(self.known, lengths, FASTEST),
             check=check,
-            shapes=FASTEST,
             rows=1,
             **{**defaults, **more},
         )

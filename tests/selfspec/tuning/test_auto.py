@@ -8,6 +8,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_no_draft_that_is_never_right_is_paid_for_long() -> None:
     auto = world.auto(check=PayCheck(warmup=1))
     history = world.play(auto, 400)
     assert sum(length == 0 for _, length in history[-100:]) > 90
-    plain = 400 * world.known.round_seconds(None, 0, 1, auto.shapes)
+    plain = 400 * world.known.round_seconds(None, 0, 1, FASTEST)
     assert world.seconds < 1.25 * plain
 
 
@@ -96,6 +97,16 @@ def test_no_call_loses_more_than_3_percent_by_finding_out(name: str, chance: flo
 def paid(world: World) -> Auto:
     """As calls are set up: drafts have to pay."""
     return world.auto(check=PayCheck(warmup=1, delay=2, plain=world.known.plain_rate(1)))
+
+
+def test_rounds_that_teach_nothing_are_not_followed_by_another_choice() -> None:
+    """Choosing weighs all arms and lengths: with nothing drafted that would cost plain rounds percents."""
+    world = World({LOW_BIT: 0.0, HALF: 0.0})
+    auto = paid(world)
+    with mock.patch.object(auto, "_choose", wraps=auto._choose) as choose:
+        world.play(auto, 400)
+    drafting = sum(length > 0 for _, length in world.history)
+    assert 2 <= choose.call_count <= 1 + drafting < 400 / 8
 
 
 @pytest.mark.parametrize(("tokens", "most"), [(16, 0.75), (64, 0.55), (256, 0.5)])
@@ -194,7 +205,7 @@ def test_the_choice_and_what_else_was_looked_at_are_explained() -> None:
     speed = float(stats.choice.split()[1].removesuffix("x"))
     assert speed > float(stats.considered.split()[-1].removesuffix("x")) > 0
     # The speed that it predicts is the one that there is.
-    plain = world.known.round_seconds(None, 0, 1, auto.shapes)
+    plain = world.known.round_seconds(None, 0, 1, FASTEST)
     assert speed == pytest.approx(world.tokens / world.seconds * plain, rel=0.25)
 
 

@@ -72,7 +72,7 @@ def test_found_tokens_that_never_stand_cost_less_than_three_percent(right: int, 
     world = World({LOW_BIT: 0.0})
     world.known.exact = PassCosts((1.0, 1.1, 1.3, 1.6, 2.0, 3.0), (0.1,) * 6)
     auto = world.auto(lookup=NoLookup(found), check=PayCheck())
-    rounds, lost = auto._lookup_rounds(4, 1), 0.0
+    rounds, lost = auto.speeds.plain_rounds_of_found(4, 1), 0.0
     times = 0
     for number in range(400):
         auto.draft_length(1000)

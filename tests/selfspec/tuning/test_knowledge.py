@@ -33,14 +33,14 @@ def test_a_round_costs_its_passes() -> None:
     assert known.round_seconds(HALF, 3, 1, FASTEST) == 3 * (4 + 2) + 4 + 4 + 2
     # K steps of the view, and all layers once over K + 1 tokens.
     assert known.round_seconds(LOW_BIT, 3, 1, FASTEST) == pytest.approx(3 * (8 * 0.2 + 0.4) + 10)
-    assert known.lookup_seconds(15, 1, FASTEST) == LAYERS + 2
+    assert known.round_seconds(None, 15, 1, FASTEST) == LAYERS + 2
 
 
 def test_passes_of_more_tokens_cost_what_was_timed_for_them() -> None:
     growing = PassCosts((1.0, 2.0, 4.0, 8.0, 16.0, 32.0), (0.0,) * 6)
     known = Knowledge(LAYERS, lambda: growing, None, bits=4)
     assert known.round_seconds(None, 0, 3, FASTEST) == 8 * 3  # three rows of one token
-    assert known.lookup_seconds(3, 2, FASTEST) == 8 * 8  # two rows of four
+    assert known.round_seconds(None, 3, 2, FASTEST) == 8 * 8  # two rows of four
     padded = ShapePlan(bad_widths=frozenset({1, 2, 3}))
     assert known.round_seconds(None, 0, 1, padded) == 8 * 4  # as the engine runs it
 
