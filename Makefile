@@ -13,8 +13,8 @@ CASES ?= 6
 
 help:
 	@echo "make demo    watch the bundled model write code, faster and with the same output"
-	@echo "make test    ruff, mypy, import contracts, pytest, the README's code blocks, on all cores"
-	@echo "             make test CASES=300: as CI does, so many calls of generate() in every model family; WORKERS=1: on one core"
+	@echo "make test    ruff, mypy, import contracts, pytest, the README's code blocks"
+	@echo "             CASES=300: 300 calls of generate() in every model family, as CI does; WORKERS=1: on one core, not up to 8"
 	@echo "make lint    ruff, mypy, import contracts"
 	@echo "make bench   the README's first table, about ten minutes on a quiet machine"
 	@echo "make clean   remove the virtual environment and caches"

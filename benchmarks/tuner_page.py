@@ -53,6 +53,7 @@ ROWS = (
     Row("distinct 3-grams of the runs' text", "distinct_3grams", ".2f"),
     Row("median error of predicted tokens/s, best settings", "median_error", ".1%", 0.05, most=True),
     Row("the same over all settings of the sweep, each run once", "median_error_all", ".1%"),
+    Row("median error of predicted speed over AR, best settings", "median_error_over_ar", ".1%"),
     Row("worst error, best settings", "worst_error", ".1%"),
     Row("the machine's own spread between repeats, best settings", "machine_spread", ".1%"),
     Row("choice for these prompts over the best of the sweep", "own_over_best", ".3f", 0.97),
@@ -74,6 +75,7 @@ def outcome(
         "settings": len(swept),
         "median_error_all": statistics.median(abs(c.error) for c in swept),
         "median_error": statistics.median(abs(c.error) for c in finals),
+        "median_error_over_ar": median_error_over_ar({c.setting: (c.predicted, c.measured) for c in finals}),
         "worst_error": max(abs(c.error) for c in finals),
         "machine_spread": statistics.median(c.spread for c in finals),
         "best": str(best.setting),
@@ -84,6 +86,15 @@ def outcome(
         # In bf16 a view's wide passes round a near-tie otherwise now and then.
         "view_counts_equal": [c.counts_equal for c in (*swept, *finals) if c.setting.arm.low_bit],
     }
+
+
+def median_error_over_ar(speeds: Mapping[Setting, tuple[float, float]]) -> float:
+    """Of predicted against measured speeds, both over AR's: whatever makes all runs slower cancels."""
+    plain = Setting(1, 0)
+    predicted, measured = speeds[plain]
+    return statistics.median(
+        abs(own / predicted / (run / measured) - 1) for at, (own, run) in speeds.items() if at != plain
+    )
 
 
 def row(c: Comparison) -> list[Any]:

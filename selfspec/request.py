@@ -68,3 +68,27 @@ def _with_stop_strings(model: Any, request: dict[str, Any]) -> dict[str, Any]:
     if not any(type(criterion) is StopStringCriteria for criterion in criteria):
         criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
     return {**request, "stop_strings": None, "stopping_criteria": StoppingCriteriaList(criteria)}
+
+
+CALLERS = (
+    "streamer",
+    "logits_processor",
+    "prefix_allowed_tokens_fn",
+    "negative_prompt_ids",
+    "negative_prompt_attention_mask",
+)
+"""Arguments that generate() keeps, or prepares, before it hands a request to another's decoding method."""
+
+
+def callers_arguments() -> dict[str, Any]:
+    """The CALLERS of the generate() call that called `selfspec.generate` as its custom_generate.
+
+    transformers hands a streamer to its own decoding methods only; ignoring it would be silent. And the
+    logits processors that it hands over are prepared: another generate() would warp and watermark twice.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "generate" and "generation_mode_kwargs" in frame.f_locals:
+            return {name: frame.f_locals[name] for name in CALLERS if frame.f_locals.get(name) is not None}
+        frame = frame.f_back
+    return {}

@@ -63,7 +63,7 @@ class Strategy:
     def _fixed(self, decoder: LayeredDecoder, stats: Stats, sampled: bool) -> tuple[Drafter, Pacer] | None:
         """Drafter and pacer where the settings leave no choice."""
         kind, exit_layer, length = self.config.kind, self.config.exit_layer, self.config.draft_length
-        if length == "auto" or kind in ("auto", "hybrid"):
+        if length == "auto" or (kind in ("auto", "hybrid") and length):
             return None
         stats.choice, stats.draft_length = "as configured", length
         if length == 0:
@@ -93,7 +93,7 @@ class Strategy:
             plain=EarlyExit(1),
             speeds=RoundSpeeds(self.knowledge, self._lengths(), shapes),
             lookup=Lookup(self.knowledge.matches[sampled], self.corpus) if config.looks_up else None,
-            check=self._check(n, reading is not None) if measured else None,
+            check=self._check(n, bool(arms), reading is not None) if measured else None,
             rows=n,
             sampled=sampled,
             stats=stats,
@@ -102,13 +102,12 @@ class Strategy:
             reading=reading,
         )
 
-    def _check(self, rows: int, reads: bool) -> PayCheck:
-        """Whether drafting pays; what reading the exits takes comes off what trials may lose."""
-        share = MEASURING_SHARE - (_READING_SHARE / _USUAL_SPEEDUP if reads else 0.0)
-        found = _FOUND_SHARE * share if self.config.looks_up else 0.0
+    def _check(self, rows: int, arms: bool, reads: bool) -> PayCheck:
+        """Whether drafting pays; what reading the exits takes comes off what trials of arms may lose."""
+        found = MEASURING_SHARE * (_FOUND_SHARE if arms else 1.0) if self.config.looks_up else 0.0
+        own = MEASURING_SHARE - found - (_READING_SHARE / _USUAL_SPEEDUP if reads else 0.0)
         plain = self.knowledge.plain_rate(rows)
-        budget, of_found = TrialBudget(share - found), TrialBudget(found)
-        return PayCheck(warmup=1, delay=2, plain=plain, budget=budget, found=of_found)
+        return PayCheck(warmup=1, delay=2, plain=plain, budget=TrialBudget(own), found=TrialBudget(found))
 
     def _arms(self, decoder: LayeredDecoder) -> Iterator[Arm]:
         """The ways to draft with the model's layers that the settings allow."""

@@ -1,6 +1,5 @@
 """Hugging Face streamers: tokens as they are committed, one column of the batch at a time."""
 
-import inspect
 from typing import Any
 
 from torch import Tensor
@@ -39,16 +38,3 @@ class WithoutPrompt:
 
     def end(self) -> None:
         self._streamer.end()
-
-
-def callers_streamer() -> Any:
-    """The streamer of the generate() call that called `selfspec.generate` as its custom_generate.
-
-    transformers hands a streamer to its own decoding methods only; ignoring it would be silent.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_name == "generate" and "generation_mode_kwargs" in frame.f_locals:
-            return frame.f_locals.get("streamer")
-        frame = frame.f_back
-    return None

@@ -18,10 +18,10 @@ from selfspec.config import SpeculationConfig
 from selfspec.fallback import NotSpeculatedError, other_criteria
 from selfspec.generation import Output, decode
 from selfspec.precision import outside_autocast
-from selfspec.request import named, speculable
+from selfspec.request import callers_arguments, named, speculable
 from selfspec.rows import RoundEvent
 from selfspec.speculation import Speculation
-from selfspec.streaming import WithoutPrompt, callers_streamer
+from selfspec.streaming import WithoutPrompt
 from selfspec.tuning.store import kept_profiles, load_profiles
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -156,29 +156,30 @@ def generate(
         if model not in _unwrapped:
             _unwrapped[model] = Speculation(SpeculationConfig(draft_memory=0))
         speculation = _unwrapped[model]
-    request: dict[str, Any] = {
-        "logits_processor": logits_processor,
-        "stopping_criteria": stopping_criteria,
-        "generation_config": generation_config,
-    }
-    streamer = callers_streamer()
+    given = callers_arguments()
+    streamer = given.pop("streamer", None)
     try:
         # generate() has put the prompt into the streamer already.
         return decode(
             speculation,
             model,
             input_ids,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            generation_config=generation_config,
             streamer=streamer,
             prompt_streamed=True,
-            **request,
             **model_arguments,
         )
     except NotSpeculatedError as error:
         _warn_or_raise(error, speculation.config.strict, caller=5)
-    request["stopping_criteria"] = StoppingCriteriaList(other_criteria(stopping_criteria))
-    streamer = None if streamer is None else WithoutPrompt(streamer)
     return type(model).generate(
-        model, **_as_passed(input_ids, generation_config, model_arguments), streamer=streamer, **request
+        model,
+        **_as_passed(input_ids, generation_config, model_arguments),
+        generation_config=generation_config,
+        stopping_criteria=StoppingCriteriaList(other_criteria(stopping_criteria)),
+        streamer=None if streamer is None else WithoutPrompt(streamer),
+        **given,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the launches that end a round share: their output, and how much of it a program holds."""
+"""What the launches of acceptance share: the verdict that they fill, and the sizes of their programs."""
 
 import torch
 import triton

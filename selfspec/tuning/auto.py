@@ -5,7 +5,7 @@ A choice looks only at rounds that are over, so it cannot bias the text in any a
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from layer_skip.decoder import LayeredDecoder
 from selfspec.call import Call
@@ -18,9 +18,11 @@ from selfspec.stats import Stats
 from selfspec.tuning.branches import Branched
 from selfspec.tuning.knowledge import Knowledge, expected_tokens
 from selfspec.tuning.reading import Reading
-from selfspec.tuning.speeds import RoundSpeeds
+from selfspec.tuning.speeds import Best, RoundSpeeds
 
 _ROUNDS_PER_CHOICE = 8
+_ROUNDS_PER_IDLE_CHOICE = 32
+"""As long as nothing was drafted since the last choice: plain rounds teach little."""
 LONGEST_SURE = 15
 """Longest draft of an arm that stops by itself: with the last committed token it fills a pass of 16."""
 LEAST_GAIN = 1.03
@@ -74,8 +76,8 @@ class Auto:
     _seconds: float = 1.0
     """Tokens and predicted seconds of the chosen arm's rounds, averaged: the rate that drafting earns."""
     _seen: tuple[int, int] = (0, 0)
-    _chosen_at: tuple[int, int] | None = None
-    """Tokens drafted and rows when the last choice was made."""
+    _chosen_at: tuple[int, int, bool] | None = None
+    """Tokens drafted, rows, and whether plain rounds had been seen, when the last choice was made."""
 
     def draft_length(self, remaining: int) -> int:
         """Most tokens of the next draft; 0 where drafting does not pay, or is being compared."""
@@ -86,15 +88,17 @@ class Auto:
     def plan(self, call: Call, length: int) -> Step:
         """What the next round drafts: what was found, or so many tokens by the arm that was chosen."""
         self.rows = len(call.rows.active)
-        at = self.stats.drafted, self.rows
-        if self._rounds % _ROUNDS_PER_CHOICE == 0 and at != self._chosen_at:  # plain rounds teach nothing
+        at = self.stats.drafted, self.rows, self.speeds.knows_plain
+        idle = at == self._chosen_at
+        if self._rounds % (_ROUNDS_PER_IDLE_CHOICE if idle else _ROUNDS_PER_CHOICE) == 0:
             self._choose(call.decoder)
             self._chosen_at = at
         self._rounds += 1
         self._looked_up, self._branched = False, None
         if not self._drafting:
             return Step(None, 0)
-        found = [] if self.lookup is None else self.lookup.find(call, min(self.longest_found, length))
+        limit = min(self.longest_found, length)
+        found = [] if self.lookup is None else self._affordable(self.lookup.find(call, limit))
         tokens = [row.tokens for row in found]
         self._looked_up = self._worth(found)
         if self._looked_up:
@@ -174,23 +178,41 @@ class Auto:
                 self.knowledge.read(agreement)
             self.reading = None
         chances = self.knowledge.chances(self.arms, self.sampled)
-        options = {arm: self.speeds.best(arm, self.rows, chances[arm]) for arm in self.arms}
-        best = max(options, key=lambda arm: options[arm][0], default=None)
+        options = {
+            arm: self.speeds.best(arm, self.rows, chances[arm])
+            for arm in self.arms
+            if any(self.speeds.lengths)
+        }
+        best = max(options, key=lambda arm: options[arm].speed, default=None)
         mine = self._arm
-        if best and mine and options[best][0] < _SWITCHING_GAIN * options[mine][0]:
+        if (
+            best is not None
+            and mine is not None
+            and options[best].speed < _SWITCHING_GAIN * options[mine].speed
+        ):
             best = mine
-        if best is None or (options[best][0] < LEAST_GAIN and 0 in self.speeds.lengths):
+        if best is None or (options[best].speed < LEAST_GAIN and 0 in self.speeds.lengths):
             self._arm, self._length = None, 0
         else:
             changed = best != self._arm
-            self._arm, self._length = best, options[best][1]
+            self._arm, self._length = best, options[best].length
             self._chance = chances[best]
             least = self.knowledge.least_chance(best, self.sampled)
-            self._sure = self.speeds.best(best, self.rows, least)[0] >= LEAST_GAIN
+            self._sure = self.speeds.best(best, self.rows, least).speed >= LEAST_GAIN
             if changed:
                 self._tokens = expected_tokens(self._chance, self._length)
                 self._seconds = self.speeds.seconds(best, self._length, self.rows)
         self._explain(options, chances, best)
+
+    def _affordable(self, found: Sequence[Found]) -> Sequence[Found]:
+        """What was found, no longer than its budget allows."""
+        longest = max((len(row.tokens) for row in found), default=0)
+        if self.check is None or not longest:
+            return found
+        stakes = {k: self.speeds.plain_rounds_of_found(k, len(found)) - 1 for k in range(longest, 0, -1)}
+        if stakes[longest] > self.check.found.left(self._remaining):
+            longest = self.check.found.longest(stakes, self._remaining)
+        return [replace(row, tokens=row.tokens[:longest]) for row in found]
 
     def _worth(self, found: Sequence[Found]) -> bool:
         """Whether what was found promises more tokens per second than the arm that was chosen."""
@@ -200,8 +222,6 @@ class Auto:
         rates = self.knowledge.matches[self.sampled]
         tokens = 1 + sum(rates.expected(row.match, len(row.tokens)) for row in found) / len(found)
         rounds = self.speeds.plain_rounds_of_found(longest, len(found))
-        if self.check is not None and self.check.found.left(self._remaining) < rounds - 1:
-            return False
         own = 1 / self.speeds.seconds(None, 0, len(found))
         free = tokens * own / rounds
         drafts = self._longest(LONGEST_SURE)
@@ -214,9 +234,7 @@ class Auto:
             own = max(own, _EASIER * earned)
         return free > own
 
-    def _explain(
-        self, options: dict[Arm, tuple[float, int]], chances: dict[Arm, float], best: Arm | None
-    ) -> None:
+    def _explain(self, options: dict[Arm, Best], chances: dict[Arm, float], best: Arm | None) -> None:
         free = "free drafts where text repeats" if self.lookup is not None else ""
         if best is None:
             self.stats.choice = free or "no way to draft"
@@ -233,7 +251,7 @@ class Auto:
             f"; {free}" if free else ""
         )
         others = sorted(set(options) - {best}, key=lambda arm: (arm.low_bit, arm.exit_layer))
-        self.stats.considered = ", ".join(f"{arm} {options[arm][0]:.2f}x" for arm in others)
+        self.stats.considered = ", ".join(f"{arm} {options[arm].speed:.2f}x" for arm in others)
         own = f"lookup, {best.kind}" if free else best.kind
         self.stats.strategy = own if chosen else ("lookup" if free else "plain")
         ends_itself = chosen and self.arms[best].stop is not None

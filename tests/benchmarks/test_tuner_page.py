@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tuner_page import TEXTS, page, reached
+from tuner_page import TEXTS, median_error_over_ar, page, reached
+
+from selfspec.tuning.replay import Setting
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks/results"
 STORED = json.loads((RESULTS / "tuner.json").read_text())
@@ -94,3 +96,12 @@ def test_a_setting_of_ones_own_is_faster_than_the_single_one_somewhere(fine: Any
 def test_a_replay_that_was_not_exact_is_not_within_the_targets(fine: Any) -> None:
     fine["code"]["counts_equal"] = False
     assert not reached(fine)
+
+
+def test_what_slows_all_runs_alike_is_no_error_of_the_speed_over_ar() -> None:
+    plain, fast, slow = Setting(1, 0), Setting(3, 4), Setting(1, 8)
+    predicted = {plain: 100.0, fast: 200.0, slow: 50.0}
+    halved = {at: (speed, speed / 2) for at, speed in predicted.items()}
+    assert median_error_over_ar(halved) == pytest.approx(0)
+    halved[fast] = (220.0, 100.0)
+    assert median_error_over_ar(halved) == pytest.approx(0.05)  # the median of 0.1 and 0

@@ -10,7 +10,7 @@ from checks import exactly_one_warning, own_generate, text
 from streams import Recorder
 from tiny_models import random_prompts, tiny_model
 from torch import Tensor
-from transformers import MaxLengthCriteria
+from transformers import MaxLengthCriteria, WatermarkingConfig
 
 import selfspec
 
@@ -83,3 +83,25 @@ def test_custom_generate_falls_back_with_criteria_built_on_transformers_own(llam
     with exactly_one_warning(naming="num_beams=2"):
         out = llama.generate(**request, custom_generate=selfspec.generate)
     assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": True, "temperature": 0.4, "top_k": 20, "output_hidden_states": True},
+        {"num_beams": 2, "watermarking_config": WatermarkingConfig(bias=2.0)},
+        {"num_beams": 2, "renormalize_logits": True, "do_sample": True, "temperature": 0.5},
+        {"num_beams": 2, "prefix_allowed_tokens_fn": lambda row, prefix: [5, 6, 7 + len(prefix) % 3]},
+        {"num_beams": 2, "logits_processor": [lambda ids, scores: scores.roll(1, dims=-1)]},
+    ],
+    ids=["warpers", "a watermark", "beams that sample", "allowed tokens", "a processor of one's own"],
+)
+def test_what_is_left_to_the_model_is_processed_once(llama: Any, options: dict[str, Any]) -> None:
+    """generate() prepares processors before it calls a decoding method, and would do so again."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        expected = own_generate(llama, **BATCH, max_new_tokens=8, **options)
+        torch.manual_seed(seed)
+        with pytest.warns(UserWarning, match="cannot be speculated"):
+            out = llama.generate(**BATCH, max_new_tokens=8, **options, custom_generate=selfspec.generate)
+        assert torch.equal(out, expected)

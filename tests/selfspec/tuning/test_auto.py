@@ -99,14 +99,30 @@ def paid(world: World) -> Auto:
     return world.auto(check=PayCheck(warmup=1, delay=2, plain=world.known.plain_rate(1)))
 
 
-def test_rounds_that_teach_nothing_are_not_followed_by_another_choice() -> None:
-    """Choosing weighs all arms and lengths: with nothing drafted that would cost plain rounds percents."""
+def choices(auto: Auto) -> Any:
+    return mock.patch.object(auto, "_choose", wraps=auto._choose)
+
+
+def test_while_nothing_is_drafted_a_choice_is_made_seldom() -> None:
+    """Choosing weighs all arms and lengths: made every few plain rounds it would cost them percents."""
     world = World({LOW_BIT: 0.0, HALF: 0.0})
     auto = paid(world)
-    with mock.patch.object(auto, "_choose", wraps=auto._choose) as choose:
-        world.play(auto, 400)
-    drafting = sum(length > 0 for _, length in world.history)
-    assert 2 <= choose.call_count <= 1 + drafting < 400 / 8
+    world.play(auto, 200)
+    with choices(auto) as choose:
+        history = world.play(auto, 320)
+    drafting = sum(length > 0 for _, length in history)
+    assert 10 <= choose.call_count <= 10 + drafting < 20  # a choice in 32 rounds, and one after each draft
+
+
+def test_plain_rounds_that_are_timed_first_after_a_choice_lead_to_another() -> None:
+    world = World({LOW_BIT: 0.0})
+    auto = paid(world)
+    auto.speeds.note(LOW_BIT, 4, 1, 1.0)
+    with choices(auto) as choose, mock.patch.object(auto, "_longest", lambda length: 0):
+        world.play(auto, 9)
+        assert choose.call_count == 2  # the first, and one that knows plain rounds
+        world.play(auto, 16)
+        assert choose.call_count == 2
 
 
 @pytest.mark.parametrize(("tokens", "most"), [(16, 0.75), (64, 0.55), (256, 0.5)])

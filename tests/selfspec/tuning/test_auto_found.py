@@ -14,7 +14,7 @@ import selfspec
 from selfspec.drafting import Lookup
 from selfspec.drafting.lookup import Found, MatchRates
 from selfspec.modes import Greedy
-from selfspec.pacing import PayCheck
+from selfspec.pacing import PayCheck, TrialBudget
 from selfspec.round import Draft
 from selfspec.rows import Rows
 from selfspec.tree import chain
@@ -65,24 +65,40 @@ def test_found_tokens_are_compared_with_what_a_trial_may_draft() -> None:
     assert auto._worth([Found([1], 1)])  # nothing else may be drafted
 
 
-@pytest.mark.parametrize(("right", "tried"), [(0, range(1, 60)), (4, range(400, 401))])
+@pytest.mark.parametrize(("right", "tried"), [(0, range(1, 200)), (4, range(400, 401))])
 def test_found_tokens_that_never_stand_cost_less_than_three_percent(right: int, tried: range) -> None:
     """However much is promised by how far the text matches."""
     found = [Found([1, 2, 3, 4], 8)]
     world = World({LOW_BIT: 0.0})
     world.known.exact = PassCosts((1.0, 1.1, 1.3, 1.6, 2.0, 3.0), (0.1,) * 6)
     auto = world.auto(lookup=NoLookup(found), check=PayCheck())
-    rounds, lost = auto.speeds.plain_rounds_of_found(4, 1), 0.0
-    times = 0
+    lost, times = 0.0, 0
     for number in range(400):
         auto.draft_length(1000)
-        auto._looked_up = auto._worth(found)
+        taken = auto._affordable(found)
+        auto._looked_up, length = auto._worth(taken), len(taken[0].tokens)
         if auto._looked_up:
             times += 1
-            lost += rounds - (1 + right)
-        auto.observe(4 * auto._looked_up, 1 + right * auto._looked_up, 1.0)
+            stands = min(right, length)
+            lost += auto.speeds.plain_rounds_of_found(length, 1) - (1 + stands)
+        auto.observe(length * auto._looked_up, 1 + min(right, length) * auto._looked_up, 1.0)
         assert lost <= 0.03 * (number + 48)
     assert times in tried
+
+
+def test_found_tokens_are_cut_to_what_may_be_lost() -> None:
+    world = World({LOW_BIT: 0.0})
+    world.known.exact = PassCosts((1.0, 1.1, 1.3, 1.6, 2.0, 3.0), (0.1,) * 6)
+    auto = world.auto(lookup=NoLookup([]), check=PayCheck(found=TrialBudget(0.01)))
+    auto.draft_length(1000)
+    (cut,) = auto._affordable([Found(list(range(15)), 30)])
+    assert cut == Found([0, 1], 30)  # 0.48 plain rounds may be lost, half of them at once
+    assert auto.speeds.plain_rounds_of_found(2, 1) - 1 <= 0.24 < auto.speeds.plain_rounds_of_found(3, 1) - 1
+    auto.check.found.lost = 10.0
+    (cut,) = auto._affordable([Found([1], 30)])
+    assert not cut.tokens
+    free = world.auto(lookup=NoLookup([]))
+    assert free._affordable([Found([1, 2], 3)]) == [Found([1, 2], 3)]
 
 
 def test_found_tokens_are_counted_by_all_rows() -> None:
