@@ -11,14 +11,18 @@ from fake_rounds import LOW_BIT, World
 from tiny_models import padded, random_prompts
 
 import selfspec
+from selfspec.config import SpeculationConfig
 from selfspec.drafting import Lookup
 from selfspec.drafting.lookup import Found, MatchRates
 from selfspec.modes import Greedy
-from selfspec.pacing import PayCheck, TrialBudget
+from selfspec.pacing import MEASURING_SHARE, PayCheck, TrialBudget
 from selfspec.round import Draft
 from selfspec.rows import Rows
+from selfspec.strategy import Strategy
 from selfspec.tree import chain
 from selfspec.tuning.costs import PassCosts
+
+VIEW = {"draft": "low_bit"}
 
 
 class NoLookup:
@@ -206,3 +210,17 @@ def test_a_set_draft_length_holds_for_found_tokens_too(llama: Any) -> None:
     events: list[Any] = []
     llama.generate(torch.tensor([[*range(10, 20)] * 3]), max_new_tokens=40, on_round=events.append)
     assert max(event.deepest for event in events) == 3
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "arms", "of_found"), [({}, True, 1 / 3), ({"draft": "lookup"}, False, 1), (VIEW, True, 0)]
+)
+def test_all_that_finding_out_may_cost_is_three_percent(
+    settings: dict[str, Any], arms: bool, of_found: float, reads: bool
+) -> None:
+    known = World({LOW_BIT: 0.5}).known
+    check = Strategy(SpeculationConfig(**settings), known, None, None)._check(1, arms, reads)
+    assert check.found.share == pytest.approx(MEASURING_SHARE * of_found)
+    shares = check.found.share + check.budget.share
+    assert shares < MEASURING_SHARE if reads else shares == pytest.approx(MEASURING_SHARE)
