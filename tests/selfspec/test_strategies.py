@@ -192,3 +192,12 @@ def test_ranks_say_which_candidate_stood(llama: Any) -> None:
     assert all(rank == 0 for event in events for rank in event.ranks[:-1])  # a sibling has no children
     assert all(len(event.ranks) == event.accepted for event in events)
     assert sum(ranks.values()) == llama.speculation.stats.accepted
+
+
+@pytest.mark.parametrize("draft", ["auto", "early_exit", "low_bit", "lookup", "hybrid"])
+def test_a_draft_length_of_0_is_plain_decoding_in_every_strategy(llama: Any, draft: str) -> None:
+    request = {**ONE, "max_new_tokens": 12}
+    selfspec.wrap(llama, draft=draft, draft_length=0)
+    assert torch.equal(llama.generate(**request), own_generate(llama, **request))
+    stats = llama.speculation.stats
+    assert (stats.drafted, stats.strategy, stats.rounds) == (0, "plain", 12)

@@ -25,7 +25,6 @@ CHAINS: list[dict[str, Any]] = [
     {"draft": "lookup"},
     {"draft": "hybrid", "draft_length": 3},
     {"draft": "hybrid", "exit_layer": LAYERS},
-    {"draft": "hybrid", "draft_length": 0},
     {},
 ]
 TREES: list[dict[str, Any]] = [
