@@ -156,7 +156,8 @@ def generate(
         if model not in _unwrapped:
             _unwrapped[model] = Speculation(SpeculationConfig(draft_memory=0))
         speculation = _unwrapped[model]
-    given = callers_arguments()
+    # Called by itself, it was given the caller's own processors.
+    given = callers_arguments() or {"logits_processor": logits_processor}
     streamer = given.pop("streamer", None)
     try:
         # generate() has put the prompt into the streamer already.

@@ -209,9 +209,11 @@ class Auto:
         longest = max((len(row.tokens) for row in found), default=0)
         if self.check is None or not longest:
             return found
-        stakes = {k: self.speeds.plain_rounds_of_found(k, len(found)) - 1 for k in range(longest, 0, -1)}
-        if stakes[longest] > self.check.found.left(self._remaining):
-            longest = self.check.found.longest(stakes, self._remaining)
+        rows = len(found)
+        if self.speeds.plain_rounds_of_found(longest, rows) - 1 <= self.check.found.left(self._remaining):
+            return found
+        stakes = {k: self.speeds.plain_rounds_of_found(k, rows) - 1 for k in range(1, longest + 1)}
+        longest = self.check.found.longest(stakes, self._remaining)
         return [replace(row, tokens=row.tokens[:longest]) for row in found]
 
     def _worth(self, found: Sequence[Found]) -> bool:

@@ -105,3 +105,12 @@ def test_what_is_left_to_the_model_is_processed_once(llama: Any, options: dict[s
         with pytest.warns(UserWarning, match="cannot be speculated"):
             out = llama.generate(**BATCH, max_new_tokens=8, **options, custom_generate=selfspec.generate)
         assert torch.equal(out, expected)
+
+
+def test_processors_are_kept_where_no_generate_called(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfspec.wrapping, "callers_arguments", dict)
+    request = {**BATCH, "max_new_tokens": 8, "output_hidden_states": True}
+    request["logits_processor"] = [lambda ids, scores: scores.roll(1, dims=-1)]
+    with pytest.warns(UserWarning, match="cannot be speculated"):
+        out = llama.generate(**request, custom_generate=selfspec.generate)
+    assert torch.equal(out, own_generate(llama, **request))
