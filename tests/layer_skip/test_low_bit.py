@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import gc
 from typing import Any
 
 import pytest
 import torch
+from checks import living_tensors
 from low_bit_views import logits_of, packed_in
 from tiny_models import LAYERS, VARIANTS, tiny_model
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
 from transformers.pytorch_utils import Conv1D
 
 from layer_skip.decoder import LayeredDecoder
@@ -132,11 +131,8 @@ def test_every_matrix_of_the_layers_and_the_head_is_packed_and_the_rest_shared(n
 @pytest.mark.parametrize(("family", "bits"), [("llama", 4), ("gpt2", 8), ("opt", 4)])
 def test_bytes_reported_are_bytes_held_and_known_beforehand(family: str, bits: int) -> None:
     def held() -> int:
-        gc.collect()
-        kinds = [(type(thing), thing) for thing in gc.get_objects()]
-        # What torch.compile keeps of other tests holds none.
-        tensors = [t for kind, t in kinds if issubclass(kind, Tensor) and not issubclass(kind, FakeTensor)]
-        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+        storages = [tensor.untyped_storage() for tensor in living_tensors()]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     decoder = LayeredDecoder(tiny_model(family))
     before = held()

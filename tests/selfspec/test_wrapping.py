@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import math
 import pickle
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from checks import own_generate
+from checks import living_tensors, own_generate
 from tiny_models import random_prompts, tiny_model
-from torch._subclasses import FakeTensor
 from transformers import AutoModelForCausalLM, GenerationMixin
 
 import selfspec
@@ -70,13 +68,6 @@ def test_wrapping_changes_neither_weights_nor_modules_nor_forward(family: str) -
         model.generate(**REQUEST)
         assert look() == before
         assert torch.equal(model(ids).logits, logits)
-
-
-def living_tensors() -> list[torch.Tensor]:
-    """Those that hold memory: what torch.compile keeps of other tests are none."""
-    gc.collect()
-    kinds = [(type(thing), thing) for thing in gc.get_objects()]
-    return [t for kind, t in kinds if issubclass(kind, torch.Tensor) and not issubclass(kind, FakeTensor)]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from transformers import LogitsProcessorList
 
 import selfspec
@@ -159,3 +161,10 @@ def common_tokens(model: Any, prompts: dict[str, Tensor], count: int, tokens: in
 def roll(ids: Tensor, scores: Tensor) -> Tensor:
     """A logits processor that might be anything."""
     return scores.roll(1, dims=-1)
+
+
+def living_tensors() -> list[Tensor]:
+    """Those that hold memory: what torch.compile keeps of other tests are none."""
+    gc.collect()
+    kinds = [(type(thing), thing) for thing in gc.get_objects()]
+    return [t for kind, t in kinds if issubclass(kind, Tensor) and not issubclass(kind, FakeTensor)]
