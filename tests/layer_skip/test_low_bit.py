@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import living_tensors
+from checks import NewTensors
 from low_bit_views import logits_of, packed_in
 from tiny_models import LAYERS, VARIANTS, tiny_model
 from torch import Tensor, nn
@@ -130,14 +130,10 @@ def test_every_matrix_of_the_layers_and_the_head_is_packed_and_the_rest_shared(n
 
 @pytest.mark.parametrize(("family", "bits"), [("llama", 4), ("gpt2", 8), ("opt", 4)])
 def test_bytes_reported_are_bytes_held_and_known_beforehand(family: str, bits: int) -> None:
-    def held() -> int:
-        storages = [tensor.untyped_storage() for tensor in living_tensors()]
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
     decoder = LayeredDecoder(tiny_model(family))
-    before = held()
+    new = NewTensors()
     view = LowBitView(decoder, 3, bits)
-    assert view.bytes == view_bytes(decoder, 3, bits) == held() - before
+    assert view.bytes == view_bytes(decoder, 3, bits) == new.bytes
     matrices = [
         m.weight for layer in decoder.layers[:3] for m in layer.modules() if type(m) in (nn.Linear, Conv1D)
     ]

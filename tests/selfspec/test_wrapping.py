@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import living_tensors, own_generate
+from checks import NewTensors, own_generate
 from tiny_models import random_prompts, tiny_model
 from transformers import AutoModelForCausalLM, GenerationMixin
 
@@ -75,12 +75,12 @@ def test_wrapping_changes_neither_weights_nor_modules_nor_forward(family: str) -
 )
 def test_wrapping_adds_no_tensors_and_a_call_leaves_none_behind(settings: dict[str, Any]) -> None:
     model = tiny_model("llama")
-    before = len(living_tensors())
+    new = NewTensors()
     selfspec.wrap(model, **settings)
-    assert len(living_tensors()) == before
+    assert new.count == 0
     out = model.generate(**REQUEST)
     del out
-    assert len(living_tensors()) == before
+    assert new.count == 0
 
 
 @pytest.mark.parametrize(
@@ -95,24 +95,20 @@ def test_a_low_bit_view_adds_the_memory_that_it_reports_and_no_more(
     model = tiny_model("llama", **sizes).bfloat16()
     weights = {p.data_ptr() for p in model.parameters()}
 
-    def held() -> int:
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in living_tensors()}
-        return sum(storages.values())
-
     selfspec.wrap(model, draft="early_exit")  # what is made once for a machine and shape is there before
     model.generate(**REQUEST)
-    before = held()
+    new = NewTensors()
     selfspec.wrap(model, **settings)
     model.generate(**REQUEST)
     view = model.speculation.view
-    assert held() - before == view.bytes
+    assert new.bytes == view.bytes
     assert view.bytes <= 0.31 * view.viewed_bytes  # a head in 8 bits weighs more beside few layers
     layers = settings.get("exit_layer", model.config.num_hidden_layers)
     assert f"of {layers} of 4 layers and the head" in model.speculation.stats.view
     assert {p.data_ptr() for p in model.parameters()} == weights
     selfspec.unwrap(model)
     del view
-    assert held() == before
+    assert new.bytes == 0
 
 
 def test_a_wrapped_model_trains_as_before(llama: Any) -> None:

@@ -163,7 +163,29 @@ def roll(ids: Tensor, scores: Tensor) -> Tensor:
     return scores.roll(1, dims=-1)
 
 
-def living_tensors() -> list[Tensor]:
+class NewTensors:
+    """Tensors that live now and did not when this was made, which keeps those from going away."""
+
+    def __init__(self) -> None:
+        self._before = _living_tensors()
+
+    @property
+    def count(self) -> int:
+        return len(self._new())
+
+    @property
+    def bytes(self) -> int:
+        """Of their storages, but for those that older tensors share."""
+        old = {tensor.untyped_storage().data_ptr() for tensor in self._before}
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._new()}
+        return sum(size for pointer, size in storages.items() if pointer not in old)
+
+    def _new(self) -> list[Tensor]:
+        old = {id(tensor) for tensor in self._before}
+        return [tensor for tensor in _living_tensors() if id(tensor) not in old]
+
+
+def _living_tensors() -> list[Tensor]:
     """Those that hold memory: what torch.compile keeps of other tests are none."""
     gc.collect()
     kinds = [(type(thing), thing) for thing in gc.get_objects()]
