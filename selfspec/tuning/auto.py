@@ -104,7 +104,8 @@ class Auto:
         if self._looked_up:
             return Step(None, max(map(len, tokens)), tokens)
         own = self._longest(length)
-        return Step(self._arm if own else None, own, tokens)
+        # What was found is not worth a round of its own, so without the model's drafts it is left.
+        return Step(self._arm, own, tokens) if own else Step(None, 0)
 
     def draft(self, call: Call, length: int) -> Draft:
         """Draft what was found, or by the arm that was chosen."""

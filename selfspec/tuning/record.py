@@ -26,8 +26,10 @@ from selfspec.tree import chain
 from selfspec.tuning.recording import TOP, Choices, Recording, joined
 from selfspec.tuning.running import run_engine
 
-CHUNK = 8
-"""Prompts recorded together. Logits are held for one exit and one token per row at a time."""
+CHUNK = 32
+"""Most prompts recorded together. Logits are held for one exit and one token per row at a time."""
+_CHUNK_TOKENS = 32 * 256
+"""Most tokens of prompts recorded together, padding included, unless one alone has more: bounds their K/V."""
 
 
 def record(
@@ -71,12 +73,13 @@ def record(
 
 
 def groups_of(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Prompts of like length together, equal ones apart: among equals noise is keyed by their ordinal."""
+    """Prompts of like length together, few long ones, equal ones apart: noise is keyed by their ordinal."""
     groups: list[list[int]] = []
     contents: list[set[tuple[int, ...]]] = []
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
         prompt = tuple(prompts[i])
-        place = next((g for g, c in enumerate(contents) if len(c) < size and prompt not in c), None)
+        most = min(size, _CHUNK_TOKENS // max(len(prompt), 1))  # the longest so far: they come sorted
+        place = next((g for g, c in enumerate(contents) if len(c) < most and prompt not in c), None)
         if place is None:
             place = len(groups)
             groups.append([])

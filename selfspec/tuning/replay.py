@@ -166,7 +166,7 @@ def replay(recording: Recording, settings: Sequence[Setting], batch: int = 1) ->
     steps = torch.zeros(rounds.shape, dtype=torch.float64)
     while bool((active := at < ends).any()):
         # K of a round is cut by the most that any active row of the batch may still generate.
-        behind = torch.where(active, at, NEVER).view(*rounds.shape, batch).amin(dim=-1)
+        behind = torch.where(active, at, NEVER).view(*rounds.shape, batch).min(dim=-1).values
         room = (recording.max_new_tokens - 1 - behind).clamp(min=0).repeat_interleave(batch, dim=1)
         length = torch.minimum(longest, room)
         accepted, least, most, expected = tables.round(at, length)

@@ -158,7 +158,7 @@ def drafted(monkeypatch: pytest.MonkeyPatch, call: Any, worth: bool, **settings:
     monkeypatch.setattr(selfspec.tuning.auto.Auto, "_worth", lambda self, found: worth)
     world, spy = World({LOW_BIT: 0.9}), Spy()
     auto = world.auto(lengths=[5], lookup=Lookup(MatchRates()), **settings)
-    auto.arms = {LOW_BIT: spy}  # type: ignore[dict-item]
+    auto.arms, auto.plain = {LOW_BIT: spy}, spy  # type: ignore
     found: list[Any] = []
     find = auto.lookup.find  # type: ignore[union-attr]
     auto.lookup.find = lambda *arguments: found.append(find(*arguments)) or found[-1]  # type: ignore
@@ -174,6 +174,13 @@ def test_what_is_not_worth_it_is_left_to_the_model_and_joins_only_trees(
     found, _, spy = drafted(monkeypatch, call, worth=False, branches=branches)
     assert found == [[Found([3, 4, 5, 1], 2), Found([], 0)]]
     assert spy.asked == [(5, [[3, 4, 5, 1], [-1] * 4] if branches else None)]
+
+
+def test_what_is_not_worth_it_joins_no_round_without_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = PayCheck(warmup=0, budget=TrialBudget(lost=10.0))  # the arm may not be tried
+    _, draft, spy = drafted(monkeypatch, rows_of(REPEATING), worth=False, branches=True, check=spent)
+    assert spy.asked == [(0, None)]
+    assert not draft.tokens.numel()
 
 
 def test_nothing_found_is_no_branch(monkeypatch: pytest.MonkeyPatch) -> None:
