@@ -1,10 +1,11 @@
 """Where the time of a round goes, what lookup takes in a long text, and what wrapping adds to memory.
 
     python benchmarks/round_profile.py
+    python benchmarks/round_profile.py --only lookup
 
 The model's modules (embedding, layers, norm, head) against the engine's own work: masks, logits processing,
-choosing and accepting, committing. Writes round_profile.json and round_profile.md beside the other results.
-Run it on a machine that does nothing else.
+choosing and accepting, committing. Writes round_profile.json and round_profile.md beside the other results;
+--only lookup keeps the rest of them. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from targets import verdict
 import selfspec
 from layer_skip.decoder import LayeredDecoder
 from selfspec import engine
-from selfspec.benchmarking.environment import conditions
+from selfspec.benchmarking.environment import conditions, hardware
 from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
 from selfspec.call import Call
 from selfspec.cli.loading import load
@@ -142,7 +143,7 @@ def memory(model: Any, prompt: torch.Tensor, new_tokens: int) -> dict[str, int]:
     }
 
 
-def lookup_time(ids: list[list[int]], rounds: int = 512, tokens: int = 4) -> dict[str, float]:
+def lookup_time(ids: list[list[int]], rounds: int = 512, tokens: int = 4) -> dict[str, Any]:
     """Seconds that lookup takes to read a long text, and a round after it in which `tokens` tokens came.
 
     Args:
@@ -163,7 +164,8 @@ def lookup_time(ids: list[list[int]], rounds: int = 512, tokens: int = 4) -> dic
         lookup.find(call, LONGEST_FOUND)
         seconds.append(time.perf_counter() - began)
         rows.append(0, text[LONG_TEXT + step * tokens :][:tokens])
-    return {"reading": seconds[0], "round": statistics.median(seconds[1:])}
+    on = hardware(torch.device("cpu"))
+    return {"reading": seconds[0], "round": statistics.median(seconds[1:]), "hardware": on}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -190,7 +192,7 @@ def table(results: dict[str, Any]) -> str:
     lines += [
         f"## Lookup after {LONG_TEXT:,} tokens",
         "",
-        f"- a round: {1e6 * round_:.0f} microseconds, {outcome}",
+        f"- a round: {1e6 * round_:.0f} microseconds on {results['lookup']['hardware']}, {outcome}",
         f"- reading the text, once: {reading:.2f} s",
         "",
         "## Memory",
@@ -205,6 +207,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--only", choices=["lookup"], help="measure this alone; the rest is kept")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=128)
@@ -215,14 +218,18 @@ def main() -> int:
     loaded = load(None, "bfloat16", "cpu", options.threads)
     ids = tokenized(loaded.tokenizer, read_prompts(bundled_prompts()), 128, options.prompts)
     prompts = [torch.tensor([row]) for row in ids]
-    results: dict[str, Any] = {"memory": memory(loaded.model, prompts[0], options.new_tokens)}
-    settings = {"exit_layer": options.exit_layer, "draft_length": options.draft_length}
-    selfspec.wrap(loaded.model, **{name: value for name, value in settings.items() if value is not None})
-    for name, sampled in (("greedy", False), ("temperature 0.8", True)):
-        results[name] = profile(loaded.model, prompts, sampled, options.new_tokens)
+    saved = options.output / "round_profile.json"
+    results: dict[str, Any] = json.loads(saved.read_text()) if options.only else {}
+    if not options.only:
+        results["memory"] = memory(loaded.model, prompts[0], options.new_tokens)
+        settings = {"exit_layer": options.exit_layer, "draft_length": options.draft_length}
+        given = {name: value for name, value in settings.items() if value is not None}
+        selfspec.wrap(loaded.model, **given)
+        for name, sampled in (("greedy", False), ("temperature 0.8", True)):
+            results[name] = profile(loaded.model, prompts, sampled, options.new_tokens)
+        results["conditions"] = conditions(loaded.model)
     results["lookup"] = lookup_time(ids)
-    results["conditions"] = conditions(loaded.model)
-    write_whole(options.output / "round_profile.json", json.dumps(results, indent=1) + "\n")
+    write_whole(saved, json.dumps(results, indent=1) + "\n")
     write_whole(options.output / "round_profile.md", table(results))
     print(table(results))
     shares = [results[name]["engine_share"] for name in ("greedy", "temperature 0.8")]

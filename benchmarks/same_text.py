@@ -2,6 +2,7 @@
 
     python benchmarks/same_text.py
     python benchmarks/same_text.py --resume
+    python benchmarks/same_text.py --only "low bit, tree"
 
 Greedy text is compared with the model's own generate: in fp32 it is equal; in bf16 every difference is shown
 to be a near-tie. Sampled text is compared with AR's under the same seed, to which it is equal in both.
@@ -19,7 +20,8 @@ import torch
 from strategies import contenders
 from strategies_page import AR_ONE_ROW
 
-from selfspec.benchmarking.contenders import EARLY_EXIT, LOOKUP
+from selfspec.benchmarking.contenders import AR, EARLY_EXIT, GENERATE, LOOKUP
+from selfspec.benchmarking.environment import named_versions
 from selfspec.benchmarking.measure import Workload
 from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
 from selfspec.benchmarking.report import Report
@@ -30,6 +32,8 @@ from selfspec.files import write_whole
 
 HERE = Path(__file__).parent
 NOT_OURS = (AR_ONE_ROW, EARLY_EXIT, LOOKUP)
+STATIC_TREE = {"draft": "low_bit", "tree": (0, 0, 1, 1, 2, 3, 5, 7)}
+"""Any will do: firsts and seconds, and one path that is deeper than the others."""
 
 
 def check(folder: str | None, dtype: str, temperature: float | None, options: argparse.Namespace) -> Report:
@@ -39,21 +43,38 @@ def check(folder: str | None, dtype: str, temperature: float | None, options: ar
     workload = Workload(
         new_tokens=options.new_tokens, temperature=temperature, batch=options.batch, warm_up=0
     )
-    ours = [contender for contender in contenders(3) if contender.name not in NOT_OURS]
+    ours = [contender for contender in contenders(3, STATIC_TREE) if contender.name not in NOT_OURS]
+    if options.only:
+        ours = [contender for contender in ours if contender.name in (GENERATE, AR, options.only)]
     with progress_bar(True) as advance:
         return run_comparison(loaded.model, ours, ids, workload, loaded.pad, {}, advance)
 
 
-def page(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A report with the lines of a newer one in place of its own of those names.
+
+    Raises:
+        SystemExit: they did not check the same.
+    """
+    same = all(old[key] == new[key] for key in ("workload", "n_prompts", "prompt_tokens"))
+    if not same:
+        raise SystemExit("the stored results are of other prompts or lengths: ask for the same, or for all")
+    lines = {line["name"]: line for line in new["lines"]}
+    return old | {"lines": [lines.get(line["name"], line) for line in old["lines"]]}
+
+
+def page(found: dict[str, dict[str, Any]]) -> str:
     """A row per strategy and a column per model, dtype and decoding."""
-    about = str(__doc__).split("\n\n")[2]
-    asked = f"{options.prompts} prompts of {options.prompt_tokens} tokens, {options.new_tokens} new tokens"
+    last = list(found.values())[-1]
+    asked, on = last["workload"], last["conditions"]
     lines = [
         "# Same text",
         "",
-        about,
+        str(__doc__).split("\n\n")[2],
         "",
-        f"{asked}, batch {options.batch}.",
+        f"{last['n_prompts']} prompts of {last['prompt_tokens'][1]} tokens, {asked['new_tokens']} new ones, "
+        f"batch {asked['batch']}. {on['hardware']}, threads: {on['threads']}. "
+        f"{named_versions(on['versions'])}.",
         "",
     ]
     lines += [f"| | {' | '.join(found)} |", f"|---|{'---|' * len(found)}"]
@@ -76,21 +97,24 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true", help="go on after the cases that are saved")
+    parser.add_argument("--only", default="", help="check this strategy alone; the others' rows are kept")
     parser.add_argument("--output", type=Path, default=HERE / "results")
     options = parser.parse_args()
     saved = options.output / "same_text.json"
-    found: dict[str, dict[str, Any]] = json.loads(saved.read_text()) if options.resume else {}
+    kept = options.resume or options.only
+    found: dict[str, dict[str, Any]] = json.loads(saved.read_text()) if kept else {}
     for model, folder in (("reference", None), ("plain twin", options.twin)):
         for dtype in ("float32", "bfloat16"):
             for decoding, temperature in (("greedy", None), ("temperature 0.8", 0.8)):
                 name = f"{model}, {dtype}, {decoding}"
-                if name in found:
+                if name in found and not options.only:
                     continue
                 print(name, file=sys.stderr, flush=True)
-                found[name] = check(folder, dtype, temperature, options).as_dict()
+                report = check(folder, dtype, temperature, options).as_dict()
+                found[name] = merged(found[name], report) if options.only else report
                 write_whole(saved, json.dumps(found, indent=1) + "\n")
-                write_whole(options.output / "same_text.md", page(found, options))
-    print(page(found, options))
+                write_whole(options.output / "same_text.md", page(found))
+    print(page(found))
     return int(any(line["refused"] for report in found.values() for line in report["lines"]))
 
 

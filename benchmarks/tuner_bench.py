@@ -14,7 +14,7 @@ from selfspec.benchmarking.environment import conditions
 from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
 from selfspec.cli.loading import Loaded, load
 from selfspec.round import Arm
-from selfspec.tuning.profile import Profile
+from selfspec.tuning.profile import SCHEMA, Profile
 from selfspec.tuning.record import record
 from selfspec.tuning.recording import Recording
 from selfspec.tuning.running import Engine
@@ -97,7 +97,7 @@ def stored_results(folder: Path, dtype: str) -> dict[str, Any]:
     """What earlier runs left in a folder.
 
     Raises:
-        SystemExit: they computed in another dtype, and a page speaks of one.
+        SystemExit: they computed in another dtype, and a page speaks of one; or by another version.
     """
     stored = folder / "tuner.json"
     results: dict[str, Any] = json.loads(stored.read_text()) if stored.exists() else {}
@@ -107,5 +107,9 @@ def stored_results(folder: Path, dtype: str) -> dict[str, Any]:
         raise SystemExit(
             f"{stored} holds results in {other}, not {dtype}: go on with --dtype {other}, name another "
             "folder with --output, or measure all parts anew, without --only and --resume"
+        )
+    if any(part.get("profile", {}).get("schema", SCHEMA) != SCHEMA for part in results.values()):
+        raise SystemExit(
+            f"{stored} holds results of another version: measure all parts anew, without --only and --resume"
         )
     return results

@@ -57,9 +57,9 @@ ROWS = (
     Row("worst error, best settings", "worst_error", ".1%"),
     Row("the machine's own spread between repeats, best settings", "machine_spread", ".1%"),
     Row("choice for these prompts over the best of the sweep", "own_over_best", ".3f", 0.97),
-    Row("choice for 32 others over the best of the sweep", "chosen_over_best", ".3f"),
+    Row("choice for 32 others over the best of the sweep", "chosen_over_best", ".3f", 0.97),
     Row("tuning on 32 prompts, seconds", "tuning_seconds", ".1f", 30, most=True),
-    Row("sweep over as much text, seconds", "sweep_seconds", ".0f"),
+    Row("sweep over as much text, seconds, scaled from two prompts", "sweep_seconds", ".0f"),
     Row("sweep / tuning", "sweep_over_tuning", ".0f", 20),
 )
 
@@ -191,7 +191,12 @@ def _controller(results: Results) -> list[str]:
         f"{name} {own['share']:.2%} ({own['seconds_per_round'] * 1e6:.0f} µs)" for name, own in found.items()
     )
     judged = verdict(0.01, *(own["share"] for own in found.values()), most=True, form=".0%")
-    return [f"- the controller's decisions, share of a round: {', '.join(cells)}; {judged}"]
+    lines = [f"- the controller's decisions, share of a round: {', '.join(cells)}; {judged}"]
+    shares = {name: own["share_of_all"] for name, own in found.items() if "share_of_all" in own}
+    if shares:
+        cells = (f"{name} {share:.2%}" for name, share in shares.items())
+        lines.append(f"- with reading other exits, and what a call begins with: {', '.join(cells)}")
+    return lines
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import selfspec
+from selfspec.round import Arm
 from selfspec.stats import Stats
 from selfspec.tuning.profile import Profile
 from selfspec.tuning.replay import Setting
@@ -124,11 +125,22 @@ def over_ar(
 
 
 class Timed:
-    """A pacer, and the seconds that it takes."""
+    """A pacer, and the seconds that it takes.
 
-    def __init__(self, pacer: Any) -> None:
+    Args:
+        beginning: seconds that it took to make, once for a call.
+    """
+
+    def __init__(self, pacer: Any, beginning: float) -> None:
         self._pacer = pacer
-        self.seconds = 0.0
+        self.seconds, self.reading, self.beginning = 0.0, 0.0, beginning
+        tell = pacer.controller.tell_watched
+
+        def told(arm: Arm, hits: int, trials: int, seconds: float) -> None:
+            self.reading += seconds
+            tell(arm, hits, trials, seconds)
+
+        pacer.controller.tell_watched = told
 
     def draft_length(self, remaining: int) -> int:
         began = time.perf_counter()
@@ -145,13 +157,17 @@ class Timed:
 def deciding(
     model: Any, profile: Profile, prompts: Sequence[list[int]], **arguments: Any
 ) -> dict[str, float]:
-    """Time of the controller's decisions within real calls under a profile, as a share of all rounds."""
+    """Time of the controller within real calls under a profile, as a share of all rounds.
+
+    Its decisions, and those with reading other exits, which has a budget, and with what a call begins with.
+    """
     speculation = selfspec.wrap(model, profile=profile).speculation
     own, pacers = speculation.strategy, []
 
     def timed(*given: Any) -> Any:
+        began = time.perf_counter()
         drafter, pacer, stats, reading = own(*given)
-        pacers.append(Timed(pacer))
+        pacers.append(Timed(pacer, time.perf_counter() - began))
         return drafter, pacers[-1], stats, reading
 
     speculation.strategy = timed
@@ -159,4 +175,9 @@ def deciding(
         model.generate(torch.tensor([prompt]), pad_token_id=0, **arguments)
     selfspec.unwrap(model)
     seconds, total = sum(pacer.seconds for pacer in pacers), speculation.total
-    return {"share": seconds / total.round_seconds, "seconds_per_round": seconds / total.rounds}
+    more = sum(pacer.reading + pacer.beginning for pacer in pacers)
+    return {
+        "share": seconds / total.round_seconds,
+        "share_of_all": (seconds + more) / total.round_seconds,
+        "seconds_per_round": seconds / total.rounds,
+    }

@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the packed products take."""
 
 Advance = Callable[[str], None]
+_SAMPLED = 8
+"""Elements of a matrix that are looked at, at least, to see whether it is what it was."""
 _Version = tuple[int, int, int]
 """Where a weight stands, how often it was written to, and which bias stands beside it."""
 
@@ -40,7 +42,9 @@ class LowBitView:
 
     Everything else (norms, embeddings, biases, adapters, modules that are no plain matrix) is shared with the
     model. Packed weights follow the model's: one that was changed or replaced is packed anew at the next use.
-    A change through `weight.data` is one that PyTorch does not count: wrap the model again after it.
+    PyTorch does not count what is written through `weight.data`, as merging an adapter does; that is seen if
+    it reaches some of a few elements along the diagonal. So an edit of single rows may go unseen until the
+    model is wrapped again.
 
     Args:
         decoder: the model.
@@ -70,7 +74,7 @@ class LowBitView:
         self.n_layers = n_layers
         self.bits = bits
         self._head, self._dtype = head, dtype
-        self._packed: dict[int, tuple[weakref.ref[nn.Module], _Version, PackedLinear]] = (
+        self._packed: dict[int, tuple[weakref.ref[nn.Module], tuple[_Version, int], PackedLinear]] = (
             {} if begun is None or begun._dtype != dtype else begun._packed
         )
         self._state: tuple[object, ...] = ()
@@ -123,9 +127,11 @@ class LowBitView:
     def _build(self, decoder: LayeredDecoder, advance: Advance) -> LayeredDecoder:
         before, self._packed = self._packed, {}
         table = {}
-        for name, module, bits, group in _matrices(decoder, self.n_layers, self.bits, self._head):
+        matrices = list(_matrices(decoder, self.n_layers, self.bits, self._head))
+        samples = _samples([matrix.module for matrix in matrices])
+        for (name, module, bits, group), sample in zip(matrices, samples, strict=True):
             advance(name)
-            version = _version(module)
+            version = _version(module), sample
             old = before.get(id(module))
             # An id may be that of a module that is gone; the reference tells.
             if old is None or old[0]() is not module or old[1] != version or old[2].bits != bits:
@@ -212,10 +218,24 @@ def _version(module: nn.Module) -> _Version:
     return weight.data_ptr(), -1 if weight.is_inference() else weight._version, id(bias)
 
 
+@torch.no_grad()
+def _samples(modules: Sequence[nn.Module]) -> list[int]:
+    """A number for each plain matrix, of a few elements along its diagonal; one copy from a device."""
+    sums = []
+    for module in modules:
+        diagonal = _matrix(module)[0].diagonal()
+        few = diagonal[:: max(len(diagonal) // _SAMPLED, 1)]
+        sums.append(few.sum(dtype=torch.float32).to(_matrix(modules[0])[0].device))
+    # As bits: NaN would not be equal to what it was.
+    return torch.stack(sums).view(torch.int32).tolist() if sums else []
+
+
 def _state_of(decoder: LayeredDecoder, n_layers: int) -> tuple[object, ...]:
     """Changes when a module of the viewed layers is replaced or its weight is written to."""
     modules = [m for layer in decoder.layers[:n_layers] for m in layer.modules() if not m._modules]
-    return tuple(
+    modules.append(decoder.head)
+    versions = [
         (id(module), *(_version(module) if module._parameters.get("weight") is not None else ()))
-        for module in (*modules, decoder.head)
-    )
+        for module in modules
+    ]
+    return (*versions, *_samples([module for module in modules if _is_plain(module)]))

@@ -97,7 +97,7 @@ class PayCheck:
     margin: float = 0.97
     """Drafting goes on while it reaches this share of the plain speed: timings are noisy."""
     rest: int = 24
-    """Plain rounds before drafting is tried again, doubled after every failure."""
+    """Plain rounds before drafting is tried again, doubled after every failure until drafts have paid."""
     plain: "Rate" = field(default_factory=lambda: Rate())
     """The plain speed; calls of one model may share it, so that only the first one warms up."""
     budget: TrialBudget = field(default_factory=TrialBudget)
@@ -106,6 +106,13 @@ class PayCheck:
     """The same of drafts that were looked up, which keep what they earn."""
     _drafting: "Rate" = field(default_factory=lambda: Rate())
     _resting: int = 0
+    _rested: int = 0
+    _next_rest: int = 0
+    _wakes: int = 0
+    """How often this was told to wake since drafts have paid."""
+
+    def __post_init__(self) -> None:
+        self._next_rest = self.rest
 
     def allows(self) -> bool:
         """Whether to draft in the next round."""
@@ -122,11 +129,25 @@ class PayCheck:
         rate.add(tokens, seconds)
         if self._resting:
             self._resting -= 1
-        elif self._drafting.rounds >= self.trial and not self._pays():
-            self._resting = self.rest
-            self.rest *= 2
+            self._rested += 1
+        elif self._drafting.rounds < self.trial:
+            return
+        elif not self._pays():
+            self._resting, self._rested = self._next_rest, 0
+            self._next_rest *= 2
             self.trial = self.retrial
             self._drafting = Rate()
+        elif self._drafting.rounds >= _REMEMBERED:
+            self._next_rest, self._wakes = self.rest, 0
+
+    def wake(self) -> None:
+        """There is reason to believe that the text has become easier: rest no longer.
+
+        The clock may know better, so every time that this did not help it takes a rest longer to be heard.
+        """
+        if self._resting and self._rested >= self._wakes * self.rest:
+            self._resting = 0
+            self._wakes += 1
 
     def _pays(self) -> bool:
         return self._drafting.tokens_per_second >= self.margin * self.plain.tokens_per_second

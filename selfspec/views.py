@@ -47,14 +47,15 @@ def wanted_view(
     if parse_bytes(config.draft_memory) == 0:
         return None, f"draft_memory={config.draft_memory!r}: no low-bit view"
     begun = None
-    if config.kind == "auto":
-        if config.names_profiles:  # calls that follow none do without
-            wanted = any(profile.setting.arm.low_bit for profile in profiles)
-        else:
-            begun = _worthwhile_layer(decoder, config.draft_bits, timer, exact) if reads() else None
-            wanted = begun is not None
-        if not wanted:
+    if config.kind == "auto" and config.names_profiles:  # calls that follow none do without
+        if not any(profile.setting.arm.low_bit for profile in profiles):
             return None, ""
+    elif config.kind == "auto":
+        if not reads():
+            return None, "no low-bit view: a draft step waits for Python here, not for the weights"
+        begun, why_not = _worthwhile_layer(decoder, config.draft_bits, timer, exact)
+        if begun is None:
+            return None, why_not
     view, note = make_view(decoder, config, begun)
     _log.log(logging.WARNING if view is None else logging.INFO, note)
     return view, note
@@ -62,14 +63,17 @@ def wanted_view(
 
 def _worthwhile_layer(
     decoder: LayeredDecoder, bits: int, timer: Timer, exact: Callable[[], PassCosts]
-) -> LowBitView | None:
-    """The first layer in few bits, if that makes it so fast here that a view is worth its memory."""
+) -> tuple[LowBitView | None, str]:
+    """The first layer in few bits, if that makes it so fast here that a view is worth its memory; why not."""
     try:
         first = LowBitView(decoder, 1, bits, head=False)
-    except NothingToViewError:
-        return None
+    except NothingToViewError as error:
+        return None, f"no low-bit view: {error}"
     step = timer(first.of(decoder), WIDTHS[:1])  # wider ones may take seconds where it does not pay
-    return first if step.layer[0] <= _WORTHWHILE * exact().layer[0] else None
+    share = step.layer[0] / exact().layer[0]
+    if share > _WORTHWHILE:
+        return None, f"no low-bit view: a layer in {bits} bits takes {share:.2f} of its own time here"
+    return first, ""
 
 
 def make_view(

@@ -12,7 +12,7 @@ import typer
 from selfspec.cli import options
 from selfspec.cli.errors import UserError
 from selfspec.cli.progress import progress_bar
-from selfspec.cli.tune_results import as_dict, better_branching, table
+from selfspec.cli.tune_results import as_dict, better_branching, markdown_table, terminal_table
 
 if TYPE_CHECKING:
     from selfspec.cli.tune_results import Results
@@ -78,6 +78,8 @@ def command(
     threads: options.Threads = None,
 ) -> None:
     """Record each workload once, time a few rounds, and choose how to draft: with which layers, and how far.
+
+    Writes a profile per workload, and to the output folder tune.json, the table as tune.md and plots.
 
     Example: `selfspec tune --prompts code.jsonl --workload code --prompts chat.jsonl --workload chat`
     """
@@ -195,7 +197,7 @@ def _checked(tuned: Tuned, count: int, advance: Any) -> list[Comparison]:
 
 
 def _save(results: Results, target: Path, output: Path) -> None:
-    """Keep the last result, and the numbers of all so far: what comes next may be interrupted."""
+    """Keep the last result, and numbers and table of all so far: what comes next may be interrupted."""
     from selfspec.files import write_whole
     from selfspec.tuning.plots import plot
     from selfspec.tuning.store import file_name
@@ -205,6 +207,7 @@ def _save(results: Results, target: Path, output: Path) -> None:
     picture = Path(file_name(tuned.profile.workload)).with_suffix(".png")
     write_whole(output / f"tune-{picture}", plot(tuned, comparisons))
     write_whole(output / "tune.json", json.dumps(as_dict(results), indent=1) + "\n")
+    write_whole(output / "tune.md", markdown_table(results))
 
 
 def _present(results: Results, output: Path, as_json: bool) -> None:
@@ -214,7 +217,7 @@ def _present(results: Results, output: Path, as_json: bool) -> None:
     from selfspec.cli.console import terminal
 
     console = terminal()
-    console.print(table(results))
+    console.print(terminal_table(results))
     for tuned, _ in results:
         if note := better_branching(tuned):
             console.print(note, highlight=False)
@@ -224,4 +227,4 @@ def _present(results: Results, output: Path, as_json: bool) -> None:
             console.print(
                 f"{tuned.profile.workload}: a real run's rounds differ from the replay", style="red"
             )
-    console.print(f"saved {output}/tune.json and a plot per workload", style="dim", highlight=False)
+    console.print(f"saved {output}/tune.json, tune.md and a plot per workload", style="dim", highlight=False)

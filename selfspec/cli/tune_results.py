@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
     Results: TypeAlias = list[tuple[Tuned, list[Comparison]]]
 
+_TEXTS = ("workload", "draft", "setting")
+_TITLES = (*_TEXTS, "tokens/s", "over AR", "acceptance length", "measured", "seconds")
+_CAPTION = "tokens/s without prefill; interval: bootstrap over prompts; measured: beside its prediction"
+
 
 def as_dict(results: Results) -> dict[str, Any]:
     """Profiles and all that led to them, by workload."""
@@ -60,29 +64,38 @@ def _drafted(setting: Setting) -> str:
     return setting.draft if setting.draft_length else "nothing"
 
 
-def table(results: Results) -> Table:
+def _cells(tuned: Tuned, comparisons: list[Comparison]) -> list[str]:
+    """One workload's row."""
+    prediction = tuned.profile.prediction
+    low, high = prediction.speedup_interval
+    first = comparisons[0] if comparisons else None
+    return [
+        tuned.profile.workload,
+        _drafted(tuned.profile.setting),
+        str(tuned.profile.setting),
+        f"{prediction.tokens_per_second:.1f}",
+        f"{prediction.speedup:.2f} ({low:.2f}-{high:.2f})",
+        f"{prediction.acceptance_length:.2f}",
+        "" if first is None else f"{first.measured:.1f} / {first.predicted:.1f}",
+        f"{sum(tuned.seconds.values()):.1f}",
+    ]
+
+
+def terminal_table(results: Results) -> Table:
     """A line per workload."""
     from rich.table import Table
 
-    table = Table(title="chosen settings", title_justify="left", caption_justify="left")
-    table.caption = (
-        "tokens/s without prefill; interval: bootstrap over prompts; measured: beside its prediction"
-    )
-    texts = ("workload", "draft", "setting")
-    for title in (*texts, "tokens/s", "over AR", "acceptance length", "measured", "seconds"):
-        table.add_column(title, justify="left" if title in texts else "right")
-    for tuned, comparisons in results:
-        prediction = tuned.profile.prediction
-        low, high = prediction.speedup_interval
-        first = comparisons[0] if comparisons else None
-        table.add_row(
-            tuned.profile.workload,
-            _drafted(tuned.profile.setting),
-            str(tuned.profile.setting),
-            f"{prediction.tokens_per_second:.1f}",
-            f"{prediction.speedup:.2f} ({low:.2f}-{high:.2f})",
-            f"{prediction.acceptance_length:.2f}",
-            "" if first is None else f"{first.measured:.1f} / {first.predicted:.1f}",
-            f"{sum(tuned.seconds.values()):.1f}",
-        )
+    table = Table(title="chosen settings", title_justify="left", caption_justify="left", caption=_CAPTION)
+    for title in _TITLES:
+        table.add_column(title, justify="left" if title in _TEXTS else "right")
+    for entry in results:
+        table.add_row(*_cells(*entry))
     return table
+
+
+def markdown_table(results: Results) -> str:
+    """The same table in Markdown."""
+    under = ["---" if title in _TEXTS else "---:" for title in _TITLES]
+    # A bar in the name of a workload is no end of its cell.
+    named = [[cell.replace("|", "\\|") for cell in _cells(*entry)] for entry in results]
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in (_TITLES, under, *named)), "", _CAPTION, ""])

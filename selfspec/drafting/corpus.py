@@ -39,6 +39,8 @@ def _read(model: Any, corpus: str | Path) -> Sequence[int]:
         raise ConfigError(f"corpus={str(corpus)!r}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"corpus={str(corpus)!r}: not a UTF-8 text file ({error.reason})") from error
+    if "\0" in text:
+        raise ConfigError(f"corpus={str(corpus)!r}: not a text file (it holds NUL characters)")
     from transformers import AutoTokenizer
 
     try:

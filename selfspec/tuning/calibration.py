@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ _GRID = tuple((t, b) for t in _TEMPERATURES for b in _SHIFTS)
 _LEAST_SAMPLES = 50
 """Positions with fewer samples keep the temperature of the one before."""
 
+Reliability: TypeAlias = tuple[tuple[float, float, int], ...]
+"""Per bin of stated chance: its mean, the share that stood, and how many there were."""
+_Chances: TypeAlias = tuple[Tensor, Tensor]
+"""Stated chances [n], and whether what they were stated of stood [n]."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -36,8 +42,8 @@ class Calibration:
     best of many may have a confidence of 0.1 and stand half of the time."""
     acceptance: tuple[float, ...]
     """By draft position: share of tokens that stand, given that those before them do."""
-    reliability: tuple[tuple[float, float, int], ...]
-    """Per bin of raw confidence: its mean, the share that stood, and how many there were."""
+    reliability: Reliability
+    """Of the raw confidence at the first draft position."""
 
     def chances(self) -> tuple[tuple[float, ...], ...]:
         """The table of `StopRule`: chance by draft position and bin of confidence."""
@@ -84,21 +90,40 @@ def calibrate(recording: Recording, arm: Arm, positions: int = 8) -> Calibration
 def held_out_errors(recording: Recording, arm: Arm) -> tuple[float, float]:
     """ECE of the running product of confidences as they are, and calibrated on other prompts.
 
-    Each half of the prompts is judged by what was fitted on the other; one prompt alone by itself.
+    The mean of the two halves of `_held_out`.
+    """
+    stated, calibrated = (
+        sum(calibration_error(*half) for half in halves) / len(halves) for halves in _held_out(recording, arm)
+    )
+    return stated, calibrated
+
+
+def held_out_reliability(recording: Recording, arm: Arm) -> tuple[Reliability, Reliability]:
+    """The curves that `held_out_errors` are of: `reliability` of both halves together."""
+    stated, calibrated = (
+        reliability(*map(torch.cat, zip(*halves, strict=True))) for halves in _held_out(recording, arm)
+    )
+    return stated, calibrated
+
+
+def _held_out(recording: Recording, arm: Arm) -> tuple[list[_Chances], list[_Chances]]:
+    """Running products of confidences as they are, and calibrated on other prompts, by half of the prompts.
+
+    Each half is judged by what was fitted on the other; one prompt alone by itself.
     """
     prompts = range(len(recording.lengths))
     halves = [recording.of_prompts(prompts[i::2] or prompts) for i in range(2)]
-    raw, calibrated = [], []
+    stated, calibrated = [], []
     for judged, other in (halves, halves[::-1]):
         found = calibrate(other, arm)
         fits = list(zip(found.temperatures, found.shifts, strict=True))
-        raw.append(_product_error(judged, arm, [(1.0, 0.0)] * len(fits)))
-        calibrated.append(_product_error(judged, arm, fits))
-    return sum(raw) / 2, sum(calibrated) / 2
+        stated.append(_products(judged, arm, [(1.0, 0.0)] * len(fits)))
+        calibrated.append(_products(judged, arm, fits))
+    return stated, calibrated
 
 
-def _product_error(recording: Recording, arm: Arm, fits: Sequence[tuple[float, float]]) -> float:
-    """ECE of the chance that drafts of 1, 2, … tokens stand whole, from every position of the texts.
+def _products(recording: Recording, arm: Arm, fits: Sequence[tuple[float, float]]) -> _Chances:
+    """The chance that drafts of 1, 2, … tokens stand whole, from every position of the texts.
 
     Past a wrong token the confidence along the text stands for the draft's own, which is not recorded.
     """
@@ -111,10 +136,10 @@ def _product_error(recording: Recording, arm: Arm, fits: Sequence[tuple[float, f
         inside = recording.inside[:, j:]
         stated.append(product[inside])
         stood.append((run[:, :width] > j)[inside])
-    return calibration_error(torch.cat(stated), torch.cat(stood))
+    return torch.cat(stated), torch.cat(stood)
 
 
-def reliability(stated: Tensor, stood: Tensor) -> tuple[tuple[float, float, int], ...]:
+def reliability(stated: Tensor, stood: Tensor) -> Reliability:
     """Per bin of stated chance [n]: its mean, the share of stood [n] in it, and its count; no empty bins."""
     bins = (stated * _ECE_BINS).long().clamp(max=_ECE_BINS - 1)
     counts = torch.bincount(bins, minlength=_ECE_BINS)

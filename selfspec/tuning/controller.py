@@ -37,6 +37,8 @@ class Plan:
     option: Option
     watched: Arm | None = None
     """Another arm, an early exit, to read on the tokens that this round verifies."""
+    probing: bool = False
+    """Whether its draft is a look, which its budget pays for: it is run even by a caller that is silenced."""
 
 
 @dataclass
@@ -60,8 +62,10 @@ class Controller:
     _reserve: list[Arm] = field(default_factory=list)
     _saved: float = 0.0
     """Seconds of the budget that are left; below 0 what was looked at on credit."""
-    _stirring: bool = False
+    stirring: bool = False
     """Whether the last look was unexpected: see `UNEXPECTED`."""
+    silenced: bool = False
+    """Whether the caller drafts nothing at present, whatever is planned."""
     _read_seconds: float = 0.0
     _turn: int = 0
     _longest: int = 0
@@ -86,19 +90,21 @@ class Controller:
     def plan(self) -> Plan:
         """The next round: now and then with a look at another arm, in turns and within the budget."""
         probed = self._probed
-        credit = LOOKS_ON_CREDIT - 1 if self._stirring else -1  # looks that may be owed before this one
+        credit = LOOKS_ON_CREDIT - 1 if self.stirring else -1  # looks that may be owed before this one
         if self._saved < -credit * self._look_seconds:
             return Plan(self.option)
-        resting = not self.option.draft_length
-        readable = [arm for arm in self._reserve if not arm.low_bit and (arm != self.option.arm or resting)]
+        readable = [
+            arm for arm in self._reserve if not arm.low_bit and (arm != self.option.arm or self._resting)
+        ]
         others = [*(readable if self.may_watch else ()), *probed]
         if not others:
             return Plan(self.option)
-        self._turn += 1
+        if not self.stirring:  # else once more at the same
+            self._turn += 1
         arm = others[self._turn % len(others)]
         if arm in probed:
             self._saved -= self._probe_seconds(arm)
-            return Plan(self.costs.options[arm][1])
+            return Plan(self.costs.options[arm][1], probing=True)
         return Plan(self._chain(), arm)
 
     def tell_round(self, option: Option, accepted: float, rejected: float, seconds: float) -> None:
@@ -127,8 +133,8 @@ class Controller:
 
     def _count(self, arm: Arm, hits: float, trials: float) -> None:
         unexpected = hits > UNEXPECTED * trials and self.chance(arm) < UNEXPECTED
-        self._stirring = unexpected and not self.option.draft_length
-        if self._stirring:  # what was seen so far may be of another text
+        self.stirring = unexpected and self._resting
+        if self.stirring:  # what was seen so far may be of another text
             self._estimates.halve()
         self._estimates.add(arm, hits, trials)
 
@@ -169,10 +175,15 @@ class Controller:
         return (1 - self.prior[option.arm]) * trials / option.rejected
 
     @property
+    def _resting(self) -> bool:
+        """Whether rounds draft nothing, but for looks."""
+        return self.silenced or not self.option.draft_length
+
+    @property
     def _probed(self) -> list[Arm]:
         """While nothing is drafted, the arms that only a draft tells of: those of a view, and without
         reading the one that has drafted."""
-        if self.option.draft_length:
+        if not self._resting:
             return []
         arms = [arm for arm in self._reserve if arm.low_bit] if self.may_watch else [self.option.arm]
         return [arm for arm in arms if len(self.costs.options[arm]) > 1]

@@ -70,8 +70,14 @@ class CostModel:
     def __post_init__(self) -> None:
         if not self.fits or [fit.rows for fit in self.fits] != [rows for rows, _ in self.widths]:
             raise ValueError("fits: at least one is needed, and widths for each")
-        if self.n_layers < 2 or self.key_quantum < 1 or min(len(table) for _, table in self.widths) < 3:
-            raise ValueError("n_layers, key_quantum or widths: too small")
+        counts = [self.n_layers, self.key_quantum, *(width for _, table in self.widths for width in table)]
+        if not all(isinstance(count, int) and count >= 1 for count in counts):
+            raise ValueError("n_layers, key_quantum and widths: allowed are whole numbers of 1 or more")
+        if self.n_layers < 2 or min(len(table) for _, table in self.widths) < 3:
+            raise ValueError("n_layers or widths: too small")
+        numbers = [at for at in self.contexts if isinstance(at, (int, float)) and 0 <= at < math.inf]
+        if len(numbers) != 2 or list(self.contexts) != sorted(numbers):
+            raise ValueError(f"contexts={self.contexts}: allowed are fewest and most, 0 or more")
 
     def outside(self, rows: int, context: float) -> list[str]:
         """What of a call lies outside what was timed, in words."""

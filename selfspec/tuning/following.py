@@ -36,9 +36,10 @@ class Following:
     _seen: tuple[int, int] = (0, 0)
 
     def draft_length(self, remaining: int) -> int:
+        self.controller.silenced = not self.check.allows()
         plan = self.controller.plan()
         option, self._ran = plan.option, plan.option
-        length = option.draft_length if self.check.allows() else 0
+        length = option.draft_length if plan.probing or not self.controller.silenced else 0
         self.drafter.turn_to(option.arm, shape_of(option.siblings), self.rule if option.ruled else None)
         self.drafter.watched = None if plan.watched is None else plan.watched.exit_layer
         self.stats.strategy, self.stats.exit_layer = option.arm.kind, option.arm.exit_layer
@@ -56,6 +57,8 @@ class Following:
         if self._ran is not None:
             known = 0.0 if math.isnan(seconds) else seconds
             self.controller.tell_round(self._ran, accepted, rejected, known)
+        if self.controller.stirring:  # the verdict of the clock was about another text
+            self.check.wake()
 
 
 def follow(

@@ -64,6 +64,8 @@ class Knowledge:
     """What an arm's margins are worth, for greedy and for sampled calls."""
     plain: dict[int, Rate] = field(default_factory=dict)
     """Speed without drafting by batch size: measured once, so that later calls need not."""
+    rounds: dict[ShapePlan, dict[tuple[Arm | None, int, int], float]] = field(default_factory=dict)
+    """Seconds of rounds that were asked for, see `round_seconds`; the same in every call."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @cached_property

@@ -7,8 +7,11 @@ from typing import Any
 
 from selfspec.benchmarking.render import new_figure, png
 from selfspec.round import Arm
+from selfspec.tuning.calibration import held_out_reliability
 from selfspec.tuning.tune import Tuned
 from selfspec.tuning.validate import Comparison
+
+_CHOSEN: dict[str, Any] = {"marker": "*", "markersize": 16, "color": "red"}
 
 
 def plot(tuned: Tuned, comparisons: Sequence[Comparison] = ()) -> bytes:
@@ -27,34 +30,33 @@ def plot(tuned: Tuned, comparisons: Sequence[Comparison] = ()) -> bytes:
 
 
 def surface(axes: Any, tuned: Tuned) -> None:
-    """Predicted speed over AR by arm and draft length, with the chosen point."""
-    plain = tuned.found.plain.tokens_per_second
-    arms = _in_order(arm for arm, _, _ in tuned.found.surface)
-    lengths = sorted({k for _, k, _ in tuned.found.surface})
-    speed = {(arm, k): rate / plain for arm, k, rate in tuned.found.surface}
+    """Predicted speed over AR by arm and draft length, AR among them (K = 0), with the chosen point."""
+    found, chosen = tuned.found, tuned.profile.setting
+    arms = _in_order([chosen.arm, *(arm for arm, _, _ in found.surface)])
+    lengths = sorted({0, *(k for _, k, _ in found.surface)})
+    # Without drafts the arm makes no difference.
+    speed = {(arm, 0): 1.0 for arm in arms}
+    speed |= {(arm, k): rate / found.plain.tokens_per_second for arm, k, rate in found.surface}
     grid = [[speed.get((arm, k), float("nan")) for k in lengths] for arm in arms]
-    if not arms:
-        axes.text(0.5, 0.5, "no setting within the limits", ha="center")
-        return
     image = axes.imshow(grid, aspect="auto", origin="lower", cmap="viridis")
     axes.figure.colorbar(image, ax=axes, label="predicted speed, times AR")
     axes.set_xticks(range(len(lengths)), [str(k) for k in lengths])
     axes.set_yticks(range(len(arms)), [_short(arm) for arm in arms])
-    chosen = tuned.profile.setting
-    if chosen.draft_length in lengths and chosen.arm in arms:
-        place = lengths.index(chosen.draft_length), arms.index(chosen.arm)
-        axes.plot(*place, marker="*", markersize=16, color="red")
-    axes.set(xlabel="draft length K", ylabel="exit layer E", title="speed surface")
+    if chosen.draft_length in lengths:
+        axes.plot(lengths.index(chosen.draft_length), arms.index(chosen.arm), **_CHOSEN)
+    title = "speed surface" if found.surface else "speed surface: no drafts within the limits"
+    axes.set(xlabel="draft length K (0: AR)", ylabel="exit layer E", title=title)
 
 
 def agreement(axes: Any, tuned: Tuned) -> None:
-    """How often each arm chooses what the target chooses."""
-    found, chosen = tuned.recording.agreement, tuned.profile.setting.arm
+    """How often each arm chooses what the target chooses; no arm is marked where AR was chosen."""
+    found, chosen = tuned.recording.agreement, tuned.profile.setting
     for low_bit, label in ((False, "early exit"), (True, "low bit")):
         own = {arm.exit_layer: share for arm, share in found.items() if arm.low_bit == low_bit}
         if own:
             axes.plot(list(own), list(own.values()), "o-", label=label)
-    axes.plot(chosen.exit_layer, found[chosen], marker="*", markersize=14, color="red")
+    if chosen.draft_length:
+        axes.plot(chosen.exit_layer, found[chosen.arm], **_CHOSEN)
     axes.legend()
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="exit layer E", ylabel="agreement", ylim=(0, 1.02), title="agreement by exit")
@@ -66,18 +68,25 @@ def by_position(axes: Any, tuned: Tuned) -> None:
     shares = tuned.calibration.acceptance
     axes.plot(range(1, len(shares) + 1), shares, "o-")
     axes.set(xlabel="draft position", ylabel="acceptance", ylim=(0, 1.02))
-    axes.set_title(f"acceptance by draft position, {tuned.profile.setting.arm}")
+    axes.set_title(f"acceptance by position, {tuned.profile.setting.arm}", fontsize=9)
     axes.grid(alpha=0.3)
 
 
 def reliability(axes: Any, tuned: Tuned) -> None:
-    """Stated confidence against the share that stood."""
-    calibration = tuned.calibration
+    """Share of drafts that stood whole, by the running product of their confidences: stated and calibrated.
+
+    On prompts that were held out, as `calibration_errors`, which the legend gives.
+    """
+    arm = tuned.profile.setting.arm
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    axes.plot([m for m, _, _ in calibration.reliability], [s for _, s, _ in calibration.reliability], "o-")
-    axes.set(xlabel="confidence", ylabel="share that stood", xlim=(0, 1), ylim=(0, 1.02))
-    raw, calibrated = tuned.calibration_errors
-    axes.set_title(f"running product, held out: ECE {raw:.3f}, calibrated {calibrated:.3f}")
+    curves = held_out_reliability(tuned.recording, arm)
+    for name, rows, error in zip(("stated", "calibrated"), curves, tuned.calibration_errors, strict=True):
+        means, shares = [mean for mean, _, _ in rows], [share for _, share, _ in rows]
+        axes.plot(means, shares, "o-", label=f"{name}, ECE {error:.3f}")
+    axes.legend()
+    axes.set(xlabel="running product of confidences", ylabel="share of drafts that stood whole")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_title(f"reliability on held-out prompts, {arm}", fontsize=9)
     axes.grid(alpha=0.3)
 
 

@@ -70,8 +70,10 @@ class Profile:
             raise ValueError(f"costs: widths are known of fewer tokens than {widest + 1}")
         if self.setting.siblings > 1 and not self.costs.knows_siblings:
             raise ValueError(f"siblings={self.setting.siblings}: rounds with siblings were not timed")
-        if not _is_number(self.context) or not 0 <= self.context < float("inf"):
-            raise ValueError(f"context={self.context!r}: allowed is 0 and more")
+        for name in ("context", "column_bytes"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value < float("inf"):
+                raise ValueError(f"{name}={value!r}: allowed is 0 and more")
 
     def _check_arms(self) -> None:
         n_layers, arms = self.costs.n_layers, list(self.acceptance)
@@ -143,7 +145,7 @@ class Profile:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ProfileError(f"cannot read profile {path}: {reason}") from error
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # no JSON, or nested too deeply
             raise ProfileError(f"profile {path} is damaged or cut off ({error}): tune again") from error
         schema = data.get("schema") if isinstance(data, dict) else None
         if not isinstance(schema, int):
@@ -153,7 +155,7 @@ class Profile:
             raise ProfileError(f"profile {path} has schema {schema}, this version reads {SCHEMA}: {remedy}")
         try:
             return cls.from_dict(data)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ProfileError(f"profile {path} is damaged ({reason}): tune again") from error
 
@@ -177,7 +179,7 @@ class Profile:
             costs=CostModel.from_dict(data["costs"]),
             context=data["context"],
             limits=Limits(**data["limits"]),
-            column_bytes=int(data["column_bytes"]),
+            column_bytes=data["column_bytes"],
             conditions=dict(data["conditions"]),
         )
 

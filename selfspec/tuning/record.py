@@ -29,7 +29,7 @@ from selfspec.tuning.running import run_engine
 CHUNK = 32
 """Most prompts recorded together. Logits are held for one exit and one token per row at a time."""
 _CHUNK_TOKENS = 32 * 256
-"""Most tokens of prompts recorded together, padding included, unless one alone has more: bounds their K/V."""
+"""Most tokens recorded together, padding included, unless one prompt's are more: bounds their K/V."""
 
 
 def record(
@@ -63,7 +63,7 @@ def record(
     if not layers or any(not 1 <= e < n_layers for e in layers):
         raise ValueError(f"exits={list(layers)}: this model's are 1 to {n_layers - 1}")
     arguments = {**(generate_arguments or {}), "max_new_tokens": max_new_tokens}
-    groups = groups_of(prompts, chunk)
+    groups = groups_of(prompts, chunk, max_new_tokens)
     found: dict[int, Recording] = {}
     for group in groups:
         advance("recording", len(groups))
@@ -72,13 +72,14 @@ def record(
     return joined([found[i] for i in range(len(prompts))])
 
 
-def groups_of(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+def groups_of(prompts: Sequence[Sequence[int]], size: int, max_new_tokens: int) -> list[list[int]]:
     """Prompts of like length together, few long ones, equal ones apart: noise is keyed by their ordinal."""
     groups: list[list[int]] = []
     contents: list[set[tuple[int, ...]]] = []
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
         prompt = tuple(prompts[i])
-        most = min(size, _CHUNK_TOKENS // max(len(prompt), 1))  # the longest so far: they come sorted
+        # They come sorted: this one is the longest so far.
+        most = min(size, _CHUNK_TOKENS // (len(prompt) + max_new_tokens))
         place = next((g for g, c in enumerate(contents) if len(c) < most and prompt not in c), None)
         if place is None:
             place = len(groups)

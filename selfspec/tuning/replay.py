@@ -45,10 +45,19 @@ class Setting:
     told, but not timed: no search proposes it."""
 
     def __post_init__(self) -> None:
+        for name in ("exit_layer", "draft_length", "siblings"):
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                raise ValueError(f"{name}={value!r}: allowed is a whole number")
         if self.draft not in ("early_exit", "low_bit"):
             raise ValueError(f"draft={self.draft!r}: allowed are 'early_exit' and 'low_bit'")
         if not 0 <= self.draft_length <= MAX_DRAFT_LENGTH:
             raise ValueError(f"draft_length={self.draft_length}: allowed is 0 to {MAX_DRAFT_LENGTH}")
+        threshold = self.confidence_threshold
+        if not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
+            raise ValueError(
+                f"confidence_threshold={threshold!r}: allowed is a number from 0 (never stop) to below 1"
+            )
         if not 1 <= self.siblings <= TOP:
             raise ValueError(f"siblings={self.siblings}: allowed is 1 to {TOP}, which is what was recorded")
         if self.siblings > 1 and self.candidates > MAX_CANDIDATES:

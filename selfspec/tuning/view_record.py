@@ -71,7 +71,7 @@ def record_view(
         raise ValueError(f"longest={longest}: allowed is 1 and more")
     arguments = {**(generate_arguments or {}), "max_new_tokens": recording.max_new_tokens}
     longest = min(longest, recording.max_new_tokens)
-    groups = groups_of(prompts, chunk)
+    groups = groups_of(prompts, chunk, recording.max_new_tokens)
     found: dict[int, Recording] = {}
     for group in groups:
         advance("recording the view", len(groups))

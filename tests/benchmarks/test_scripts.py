@@ -18,7 +18,7 @@ SHORT = ["--new-tokens", "6", "--threads", "1"]
 CONTENDERS = ["--contenders", "generate", "AR", "AR, one row", "low bit, tree", "lookup", "auto"]
 
 FIGURES = {
-    "round_profile": ["Lookup after 100,000 tokens", "microseconds, target 50: "],
+    "round_profile": ["Lookup after 100,000 tokens", " microseconds on ", ", target 50: "],
     "never_slower": ["| random weights, chat, greedy |", "target 0.97: "],
     "strategies": ["| low bit, tree |", "draft cost c", "MiB added"],
     "wrap_time": [
@@ -73,6 +73,33 @@ def test_a_script_measures_and_writes_its_results(
     assert all(figure in page for figure in FIGURES.get(script, ()))
     stored = tmp_path / f"{written}.json"
     assert script == "gpu_prediction" or json.loads(stored.read_text())
+
+
+def test_lookup_may_be_timed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = tmp_path / "round_profile.json"
+    stored.write_text((BENCHMARKS / "results" / "round_profile.json").read_text())
+    before = json.loads(stored.read_text())
+    monkeypatch.setattr(
+        sys, "argv", ["round_profile.py", "--only", "lookup", "--prompts", "2", "--output", str(tmp_path)]
+    )
+    module = load("round_profile")
+    monkeypatch.setattr(module, "LONG_TEXT", 500)
+    module.main()
+    after = json.loads(stored.read_text())
+    assert after.pop("lookup")["round"] > 0
+    assert after == {name: part for name, part in before.items() if name != "lookup"}
+
+
+def test_a_strategy_may_be_checked_again_beside_the_others() -> None:
+    same_text = load("same_text")
+    asked = {"workload": {"new_tokens": 4}, "n_prompts": 2, "prompt_tokens": [3, 3]}
+    lines = [{"name": name, "checked": "2 of 2"} for name in ("AR", "low bit", "low bit, tree")]
+    old = {**asked, "lines": lines}
+    again = {**asked, "lines": [lines[0], {"name": "low bit, tree", "checked": "1 of 2"}]}
+    checked = [line["checked"] for line in same_text.merged(old, again)["lines"]]
+    assert checked == ["2 of 2", "2 of 2", "1 of 2"]
+    with pytest.raises(SystemExit, match="other prompts or lengths"):
+        same_text.merged(old, {**again, "n_prompts": 1})
 
 
 def test_an_edit_is_written_as_it_was_given() -> None:

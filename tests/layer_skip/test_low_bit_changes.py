@@ -22,6 +22,10 @@ def changed_in_place(model: Any) -> None:
         model.model.layers[1].mlp.up_proj.weight.mul_(-1)
 
 
+def changed_behind_the_counter(model: Any) -> None:
+    model.model.layers[1].mlp.up_proj.weight.data += 0.5
+
+
 def trained(model: Any) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(TOKENS, labels=TOKENS).loss.backward()
@@ -62,6 +66,7 @@ def replaced_norm(model: Any) -> None:
 
 CHANGES = [
     changed_in_place,
+    changed_behind_the_counter,
     trained,
     replaced_module,
     replaced_weight,
@@ -123,6 +128,29 @@ def test_an_adapters_base_matrix_is_packed_and_the_adapter_takes_part(llama: Any
     torch.testing.assert_close(logits_of(view.of(LayeredDecoder(llama)), LAYERS), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_merged_adapter_is_packed_with_its_matrix(dtype: torch.dtype) -> None:
+    peft = pytest.importorskip("peft", reason="adapters need peft")
+    model = tiny_model("llama").to(dtype)
+    lora(peft, model)
+    view = LowBitView(LayeredDecoder(model), LAYERS)
+    projection = model.model.layers[0].self_attn.q_proj
+    for change in (projection.merge, projection.unmerge):
+        old = packed_in(view.of(LayeredDecoder(model)))
+        change()
+        decoder = LayeredDecoder(model)
+        after = logits_of(view.of(decoder), LAYERS)
+        assert torch.equal(after, logits_of(LowBitView(decoder, LAYERS).of(decoder), LAYERS))
+        assert sum(a is not b for a, b in zip(old, packed_in(view.of(decoder)), strict=True)) == 1
+
+
+def test_weights_that_are_no_numbers_are_not_packed_again_and_again(llama: Any) -> None:
+    with torch.no_grad():
+        llama.model.layers[1].mlp.up_proj.weight.fill_(torch.nan)
+    view = LowBitView(LayeredDecoder(llama), LAYERS)
+    assert view.of(LayeredDecoder(llama)) is view.of(LayeredDecoder(llama))
+
+
 def test_a_matrix_that_its_adapter_reads_is_kept_from_when_the_adapter_comes(llama: Any) -> None:
     peft = pytest.importorskip("peft", reason="adapters need peft")
     view = LowBitView(LayeredDecoder(llama), LAYERS)
@@ -174,7 +202,7 @@ def test_what_was_packed_of_a_module_that_is_gone_is_not_taken_for_anothers(llam
     mlp = llama.model.layers[0].mlp
     old, new = mlp.up_proj, copy.deepcopy(llama.model.layers[1].mlp.up_proj)
     reference, _, packed = view._packed.pop(id(old))
-    view._packed[id(new)] = reference, low_bit._version(new), packed
+    view._packed[id(new)] = reference, (low_bit._version(new), *low_bit._samples([new])), packed
     mlp.up_proj = new
     decoder = LayeredDecoder(llama)
     assert torch.equal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 from typing import Any
 
@@ -102,6 +103,18 @@ def test_a_model_of_quantised_matrices_drafts_with_those(llama: Any, caplog: Any
     assert llama.speculation.stats.strategy == "early_exit"
     selfspec.wrap(llama)  # "auto" tries a view, and goes without
     assert torch.equal(llama.generate(**PROMPTS, max_new_tokens=12), expected)
+    assert llama.speculation.stats.view.startswith("no low-bit view: no weight matrix of this model")
+
+
+def test_a_view_that_is_too_slow_to_be_worth_its_memory_is_not_made_and_the_statistics_say_so(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "_WORTHWHILE", 0.0)
+    selfspec.wrap(llama)
+    llama.generate(**PROMPTS, max_new_tokens=8)
+    assert llama.speculation.view is None
+    said = llama.speculation.stats.view
+    assert re.fullmatch(r"no low-bit view: a layer in 4 bits takes \d+\.\d\d of its own time here", said)
 
 
 def test_what_the_view_adds_is_logged_once_and_kept_in_the_statistics(

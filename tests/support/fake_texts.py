@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -10,6 +11,7 @@ from selfspec.round import Arm
 from selfspec.tuning.controller import Controller
 from selfspec.tuning.cost_table import CostTable, Option
 from selfspec.tuning.estimates import accepted_tokens
+from selfspec.tuning.following import Following
 
 LAYERS, HEAD, LONGEST = 16, 2.4, 12
 EXITS = [Arm(e, low_bit=False) for e in (2, 4, 8, 12)]
@@ -47,6 +49,21 @@ def best_speed(chances: dict[Arm, float]) -> float:
     return max(expected_speed(e, k, c) for e, c in chances.items() for k in range(LONGEST + 1))
 
 
+class Obeying:
+    """In place of a drafter: notes what it is told, and hands on what was seen."""
+
+    arm: Arm
+    watched: int | None = None
+    seen: tuple[int, int, int, float] | None = None
+
+    def turn_to(self, arm: Arm, *how: object) -> None:
+        self.arm = arm
+
+    def outcome(self) -> tuple[int, int, int, float] | None:
+        seen, self.seen = self.seen, None
+        return seen
+
+
 @dataclass
 class World:
     """Exits that are right by chance, one number per exit and position, as a recording has them."""
@@ -72,22 +89,41 @@ class World:
         }
 
     def run(self, controller: Controller) -> World:
+        """As the controller alone says."""
         while self.at < self.stretch * len(self.chances):
             plan = controller.plan()
-            e, k = plan.option.arm, plan.option.draft_length
-            right = self.right[e][self.at : self.at + k]
-            accepted = right.index(False) if False in right else len(right)
-            self.chosen.append((self.at, e, k))
-            seconds = round_seconds(e, k)
+            length = plan.option.draft_length
+            accepted, seconds, seen = self._round(plan.option.arm, length, plan.watched)
             if plan.watched is not None:
-                seen = self.right[plan.watched][self.at : self.at + accepted + 1]
-                seconds += self.read_seconds
-                self.watching += self.read_seconds
                 controller.tell_watched(plan.watched, sum(seen), len(seen), self.read_seconds)
-            controller.tell_round(plan.option, accepted, int(accepted < k), seconds)
-            self.seconds += seconds
-            self.at += accepted + 1
+            controller.tell_round(plan.option, accepted, int(accepted < length), seconds)
         return self
+
+    def follow(self, following: Following) -> World:
+        """As a call does that follows a profile; its drafter is an `Obeying` one."""
+        drafter: Any = following.drafter
+        while self.at < self.stretch * len(self.chances):
+            length = following.draft_length(1000)
+            watched = None if drafter.watched is None else Arm(drafter.watched, low_bit=False)
+            accepted, seconds, seen = self._round(drafter.arm, length, watched)
+            if watched is not None:
+                drafter.seen = watched.exit_layer, sum(seen), len(seen), self.read_seconds
+            following.stats.count_row(length, length, accepted, accepted + 1)
+            following.observe(length, accepted + 1, seconds)
+        return self
+
+    def _round(self, arm: Arm, length: int, watched: Arm | None) -> tuple[int, float, list[bool]]:
+        """Play a round: tokens accepted, seconds, and where the watched exit was right on the way."""
+        right = self.right[arm][self.at : self.at + length]
+        accepted = right.index(False) if False in right else len(right)
+        self.chosen.append((self.at, arm, length))
+        seen = [] if watched is None else self.right[watched][self.at : self.at + accepted + 1]
+        reading = self.read_seconds if watched is not None else 0.0
+        seconds = round_seconds(arm, length) + reading
+        self.watching += reading
+        self.seconds += seconds
+        self.at += accepted + 1
+        return accepted, seconds, seen
 
     def speed_at(self, position: int, chances: dict[Arm, float]) -> float:
         """Expected tokens per second of what is chosen at a position."""

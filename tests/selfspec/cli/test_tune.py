@@ -79,6 +79,23 @@ def test_tune_for_several_workloads_prints_one_json_and_keeps_each_profile(
     assert len(list(store.profiles_folder().rglob("*.json"))) == 2
 
 
+def test_the_table_of_several_workloads_is_kept_as_markdown(
+    run: Callable[..., Any], model_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    both = ("--workload", "prose", "--prompts", prompts, "--workload", "a|b", "--output", "here")
+    result = run(*quick(model_folder, prompts, *both))
+    assert result.code == 0, result.err
+    assert "saved here/tune.json, tune.md and a plot per workload" in result.out
+    page = (tmp_path / "here" / "tune.md").read_text(encoding="utf-8")
+    titles, under, *rows = [line[2:-2].split(" | ") for line in page.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows] == ["prose", r"a\|b"]
+    assert {len(titles)} == {len(under), *map(len, rows)}
+    assert "bootstrap over prompts" in page
+    saved = json.loads((tmp_path / "here" / "tune.json").read_text(encoding="utf-8"))
+    speeds = [entry["profile"]["prediction"]["tokens_per_second"] for entry in saved.values()]
+    assert [row[titles.index("tokens/s")] for row in rows] == [f"{speed:.1f}" for speed in speeds]
+
+
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
@@ -152,6 +169,8 @@ def test_an_interruption_leaves_the_workloads_that_are_done(
     [kept] = (tmp_path / "kept").iterdir()
     assert Profile.load(kept).workload == "../a"
     assert list(json.loads((tmp_path / "selfspec-results" / "tune.json").read_text())) == ["../a"]
+    table = (tmp_path / "selfspec-results" / "tune.md").read_text(encoding="utf-8")
+    assert "| ../a |" in table and "| b |" not in table
 
 
 def test_what_is_compared_is_what_was_tuned(

@@ -51,6 +51,7 @@ def test_a_corpus_file_is_read_with_the_models_own_tokenizer(in_a_folder: Any, t
     [
         (None, r"corpus='.*notes.txt': No such file or directory"),
         (b"\xff\xfe\x00\x81", r"corpus='.*notes.txt': not a UTF-8 text file \(invalid start byte\)"),
+        (b"\x00\x01to be", r"corpus='.*notes.txt': not a text file \(it holds NUL characters\)"),
     ],
 )
 def test_a_corpus_that_cannot_be_read_is_refused_and_nothing_is_changed(

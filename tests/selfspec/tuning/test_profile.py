@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,10 +76,14 @@ def test_a_profile_beside_what_it_would_choose_is_refused(
     assert not selfspec.is_wrapped(model)
 
 
-def test_a_damaged_profile_in_the_cache_is_left_out_with_a_warning(llama: Any, tuned: Any) -> None:
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, None], ids=["cut off", "nested", "wrong value"])
+def test_a_damaged_profile_in_the_cache_is_left_out_with_a_warning(
+    llama: Any, tuned: Any, content: str | None
+) -> None:
     path = store.default_path(tuned[1].profile.identity, "code")
     path.parent.mkdir(parents=True)
-    path.write_text("{", encoding="utf-8")
+    wrong = tuned[1].profile.as_dict() | {"column_bytes": math.inf}
+    path.write_text(json.dumps(wrong) if content is None else content, encoding="utf-8")
     with pytest.warns(UserWarning, match="left out"):
         assert selfspec.wrap(llama).speculation.profiles == {}
 
@@ -91,6 +96,8 @@ def test_a_damaged_profile_in_the_cache_is_left_out_with_a_warning(llama: Any, t
         ('{"schema": 3}', "is damaged"),
         ('{"schema": 2}', "has schema 2, this version reads 3: tune again"),
         ('{"schema": 99}', "has schema 99, this version reads 3: update selfspec"),
+        pytest.param("[" * 100_000, "damaged or cut off", id="nested"),
+        pytest.param('{"schema": ' + "3" * 5_000 + "}", "damaged or cut off", id="many digits"),
         ("[1, 2]", "not a profile"),
         (None, "cannot read profile"),
     ],
@@ -123,6 +130,11 @@ def test_a_truncated_profile_is_refused_wherever_it_is_cut(saved: tuple[Any, Pat
         (["setting", "exit_layer"], 99, "acceptance is known of early_exit 1, early_exit 2"),
         (["setting", "draft"], "lookup", "allowed are 'early_exit' and 'low_bit'"),
         (["setting", "siblings"], 9, "siblings=9"),
+        (["setting", "exit_layer"], 1.0, "exit_layer=1.0: allowed is a whole number"),
+        (["setting", "draft_length"], 0.0, "draft_length=0.0: allowed is a whole number"),
+        (["setting", "confidence_threshold"], 5, "confidence_threshold=5: allowed is a number from 0"),
+        (["setting", "confidence_threshold"], "a", "confidence_threshold='a': allowed is a number"),
+        (["setting", "confidence_threshold"], math.nan, "confidence_threshold=nan: allowed is a number"),
         (["acceptance"], {}, "at least one of 1 to 3"),
         (["acceptance", "early_exit 1"], "high", "chances are 0 to 1"),
         (["acceptance", "early_exit 2"], 1.5, "chances are 0 to 1"),
@@ -136,12 +148,20 @@ def test_a_truncated_profile_is_refused_wherever_it_is_cut(saved: tuple[Any, Pat
         (["costs", "fits", 0, "rest"], [1.0], "allowed are seconds of 0 or more"),
         (["costs", "fits", 0, "draft", 1], -1.0, "allowed are seconds of 0 or more"),
         (["costs", "widths", 0, 1], [1, 2, 3], "widths"),
+        (["costs", "widths", 0, 1, 2], "a", "widths: allowed are whole numbers of 1 or more"),
+        (["costs", "widths", 0, 1, 2], 0, "widths: allowed are whole numbers of 1 or more"),
+        (["costs", "key_quantum"], math.nan, "key_quantum and widths: allowed are whole numbers"),
+        (["costs", "contexts"], [], r"contexts=\(\): allowed are fewest and most"),
+        (["costs", "contexts"], [9.0, 1.0], r"contexts=\(9\.0, 1\.0\): allowed are fewest and most"),
+        (["costs", "contexts", 1], "a", "contexts=.*: allowed are fewest and most"),
         (["prediction", "speedup_interval"], None, "is damaged"),
         (["prediction", "speedup_interval"], [1.0], "intervals two ends"),
         (["identity", "dtype"], 3, "are texts"),
         (["workload"], "", "a name is needed"),
         (["sampled"], "no", "True and False"),
         (["context"], "long", "0 and more"),
+        (["column_bytes"], math.inf, "column_bytes=inf: allowed is 0 and more"),
+        (["column_bytes"], "many", "column_bytes='many': allowed is 0 and more"),
         (["limits", "bytes"], -1, "bytes=-1"),
     ],
 )

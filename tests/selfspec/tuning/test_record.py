@@ -19,5 +19,5 @@ PROMPTS = [[7] * n for n in (9, 30, 10, 31, 11, 200)]
 def test_like_lengths_go_together_within_both_bounds(
     prompts: list[list[int]], size: int, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "_CHUNK_TOKENS", 120)
-    assert record.groups_of(prompts, size) == expected
+    monkeypatch.setattr(record, "_CHUNK_TOKENS", 140)
+    assert record.groups_of(prompts, size, 5) == expected

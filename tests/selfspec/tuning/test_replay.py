@@ -93,13 +93,25 @@ def test_replay_equals_real_runs_of_random_models(family: str, arguments: dict[s
     assert check(model, prompts, grid(4), max_new_tokens=24, seed=3, **arguments) == 15
 
 
-@pytest.mark.parametrize("arguments", [{}, SAMPLED], ids=["greedy", "coupled"])
+REFERENCE_SETTINGS = [
+    Setting(e, k, t) for e in (1, 3, 8, 15) for k in (1, 2, 4, 7, 12) for t in (0.0, 0.3, 0.6)
+]
+"""60 of the reference model. Every other one is greedy: so each mode has every pair of E, K and threshold."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments"),
+    [(REFERENCE_SETTINGS[::2], {}), (REFERENCE_SETTINGS[1::2], SAMPLED)],
+    ids=["greedy", "coupled"],
+)
 def test_replay_equals_real_runs_of_the_reference_model_in_bf16(
-    arguments: dict[str, Any], reference_model_bf16: Any, held_out_prompts: list[list[int]]
+    settings: list[Setting],
+    arguments: dict[str, Any],
+    reference_model_bf16: Any,
+    held_out_prompts: list[list[int]],
 ) -> None:
-    prompts = [held_out_prompts[3], held_out_prompts[60]]
-    settings = [Setting(2, 3), Setting(3, 6), Setting(3, 8, 0.5), Setting(8, 4, 0.3), Setting(15, 12, 0.8)]
-    check(reference_model_bf16, prompts, settings, max_new_tokens=32, **arguments)
+    prompts = [held_out_prompts[3]]
+    assert check(reference_model_bf16, prompts, settings, max_new_tokens=16, **arguments) == 30
 
 
 def test_a_text_that_ends_by_itself_is_replayed_to_its_end(llama: Any) -> None:
@@ -159,16 +171,17 @@ RULES = (
 )
 
 
+@pytest.mark.parametrize("arguments", [{}, SAMPLED], ids=["greedy", "coupled"])
 @pytest.mark.parametrize("rule", RULES)
 def test_rules_by_position_stop_in_replay_where_they_stop_in_the_engine(
-    llama: Any, rule: StopRule, monkeypatch: pytest.MonkeyPatch
+    llama: Any, rule: StopRule, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from selfspec import strategy
     from selfspec.drafting import EarlyExit
 
     monkeypatch.setattr(strategy, "EarlyExit", lambda e, *_: EarlyExit(e, rule=rule))
     settings = [Setting(e, k, stop=rule) for e in (2, 3) for k in (2, 6)]
-    check(llama, [[5, 6, 7], [9, 8]], settings, max_new_tokens=24)
+    check(llama, [[5, 6, 7], [9, 8]], settings, max_new_tokens=24, **arguments)
 
 
 @pytest.mark.parametrize("arguments", [{}, SAMPLED], ids=["greedy", "coupled"])
