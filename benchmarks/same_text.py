@@ -32,6 +32,7 @@ from selfspec.files import write_whole
 
 HERE = Path(__file__).parent
 NOT_OURS = (AR_ONE_ROW, EARLY_EXIT, LOOKUP)
+ROWS = [contender.name for contender in contenders(3) if contender.name not in (*NOT_OURS, GENERATE, AR)]
 STATIC_TREE = {"draft": "low_bit", "tree": (0, 0, 1, 1, 2, 3, 5, 7)}
 """Any will do: firsts and seconds, and one path that is deeper than the others."""
 
@@ -50,39 +51,42 @@ def check(folder: str | None, dtype: str, temperature: float | None, options: ar
         return run_comparison(loaded.model, ours, ids, workload, loaded.pad, {}, advance)
 
 
-def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """A report with the lines of a newer one in place of its own of those names.
-
-    Raises:
-        SystemExit: they did not check the same.
-    """
-    same = all(old[key] == new[key] for key in ("workload", "n_prompts", "prompt_tokens"))
-    if not same:
-        raise SystemExit("the stored results are of other prompts or lengths: ask for the same, or for all")
-    lines = {line["name"]: line for line in new["lines"]}
-    return old | {"lines": [lines.get(line["name"], line) for line in old["lines"]]}
+def merged(old: dict[str, Any], new: dict[str, Any], name: str) -> dict[str, Any]:
+    """A report with the line of one strategy from a newer one, which keeps its own conditions."""
+    (line,) = (line for line in new["lines"] if line["name"] == name)
+    line |= {"conditions": new["conditions"]}
+    names = [known["name"] for known in old["lines"]]
+    lines = [line if known["name"] == name else known for known in old["lines"]]
+    return old | {"lines": lines if name in names else [*lines, line]}
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
     """A row per strategy and a column per model, dtype and decoding."""
     last = list(found.values())[-1]
-    asked, on = last["workload"], last["conditions"]
+    asked = last["workload"]
     lines = [
         "# Same text",
         "",
         str(__doc__).split("\n\n")[2],
         "",
         f"{last['n_prompts']} prompts of {last['prompt_tokens'][1]} tokens, {asked['new_tokens']} new ones, "
-        f"batch {asked['batch']}. {on['hardware']}, threads: {on['threads']}. "
-        f"{named_versions(on['versions'])}.",
+        f"batch {asked['batch']}. {_place(last['conditions'])}",
         "",
     ]
     lines += [f"| | {' | '.join(found)} |", f"|---|{'---|' * len(found)}"]
     names = [line["name"] for line in next(iter(found.values()))["lines"]]
-    for number, name in enumerate(names[1:], 1):
-        cells = (report["lines"][number]["checked"] for report in found.values())
+    for name in names[1:]:
+        checked = ({line["name"]: line["checked"] for line in report["lines"]} for report in found.values())
+        cells = (of_case.get(name, "") for of_case in checked)
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    again = [line for line in last["lines"] if "conditions" in line]
+    lines += [f"\n{line['name']}: {_place(line['conditions'])}" for line in again]
     return "\n".join([*lines, ""])
+
+
+def _place(conditions: dict[str, Any]) -> str:
+    versions = named_versions(conditions["versions"])
+    return f"{conditions['hardware']}, threads: {conditions['threads']}. {versions}."
 
 
 def main() -> int:
@@ -96,13 +100,21 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--resume", action="store_true", help="go on after the cases that are saved")
-    parser.add_argument("--only", default="", help="check this strategy alone; the others' rows are kept")
+    saved_ones = parser.add_mutually_exclusive_group()
+    saved_ones.add_argument("--resume", action="store_true", help="go on after the cases that are saved")
+    saved_ones.add_argument(
+        "--only", choices=ROWS, help="check this strategy alone, on the texts of the results that are kept"
+    )
     parser.add_argument("--output", type=Path, default=HERE / "results")
     options = parser.parse_args()
     saved = options.output / "same_text.json"
-    kept = options.resume or options.only
-    found: dict[str, dict[str, Any]] = json.loads(saved.read_text()) if kept else {}
+    found: dict[str, dict[str, Any]] = {}
+    if options.resume or options.only:
+        found = json.loads(saved.read_text())
+    if options.only:
+        before = next(iter(found.values()))
+        options.prompts, options.prompt_tokens = before["n_prompts"], before["prompt_tokens"][1]
+        options.new_tokens, options.batch = (before["workload"][key] for key in ("new_tokens", "batch"))
     for model, folder in (("reference", None), ("plain twin", options.twin)):
         for dtype in ("float32", "bfloat16"):
             for decoding, temperature in (("greedy", None), ("temperature 0.8", 0.8)):
@@ -111,7 +123,7 @@ def main() -> int:
                     continue
                 print(name, file=sys.stderr, flush=True)
                 report = check(folder, dtype, temperature, options).as_dict()
-                found[name] = merged(found[name], report) if options.only else report
+                found[name] = merged(found[name], report, options.only) if options.only else report
                 write_whole(saved, json.dumps(found, indent=1) + "\n")
                 write_whole(options.output / "same_text.md", page(found))
     print(page(found))

@@ -136,9 +136,10 @@ class Timed:
         self.seconds, self.reading, self.beginning = 0.0, 0.0, beginning
         tell = pacer.controller.tell_watched
 
-        def told(arm: Arm, hits: int, trials: int, seconds: float) -> None:
+        def told(arm: Arm, hits: int, trials: int, seconds: float) -> bool:
             self.reading += seconds
-            tell(arm, hits, trials, seconds)
+            easier: bool = tell(arm, hits, trials, seconds)
+            return easier
 
         pacer.controller.tell_watched = told
 

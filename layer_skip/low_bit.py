@@ -28,9 +28,11 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Advance = Callable[[str], None]
 _SAMPLED = 8
-"""Elements of a matrix that are looked at, at least, to see whether it is what it was."""
+"""Elements of a matrix that are looked at to see whether it is what it was."""
 _Version = tuple[int, int, int]
 """Where a weight stands, how often it was written to, and which bias stands beside it."""
+_Sample = tuple[int, ...]
+"""The bits of those elements: by value NaN would not be equal to what it was."""
 
 
 class NothingToViewError(ValueError):
@@ -43,7 +45,7 @@ class LowBitView:
     Everything else (norms, embeddings, biases, adapters, modules that are no plain matrix) is shared with the
     model. Packed weights follow the model's: one that was changed or replaced is packed anew at the next use.
     PyTorch does not count what is written through `weight.data`, as merging an adapter does; that is seen if
-    it reaches some of a few elements along the diagonal. So an edit of single rows may go unseen until the
+    it reaches one of eight elements from corner to corner. So an edit of single rows may go unseen until the
     model is wrapped again.
 
     Args:
@@ -74,7 +76,7 @@ class LowBitView:
         self.n_layers = n_layers
         self.bits = bits
         self._head, self._dtype = head, dtype
-        self._packed: dict[int, tuple[weakref.ref[nn.Module], tuple[_Version, int], PackedLinear]] = (
+        self._packed: dict[int, tuple[weakref.ref[nn.Module], tuple[_Version, _Sample], PackedLinear]] = (
             {} if begun is None or begun._dtype != dtype else begun._packed
         )
         self._state: tuple[object, ...] = ()
@@ -125,6 +127,8 @@ class LowBitView:
             ) from error
 
     def _build(self, decoder: LayeredDecoder, advance: Advance) -> LayeredDecoder:
+        # Before anything is packed: what is written meanwhile is another state.
+        self._state = _state_of(decoder, self.n_layers)
         before, self._packed = self._packed, {}
         table = {}
         matrices = list(_matrices(decoder, self.n_layers, self.bits, self._head))
@@ -139,7 +143,6 @@ class LowBitView:
                 old = (weakref.ref(module), version, packed)
             self._packed[id(module)] = old
             table[module] = old[2]
-        self._state = _state_of(decoder, self.n_layers)
         others = {
             names.get(m, type(m).__name__)
             for layer in decoder.layers[: self.n_layers]
@@ -219,15 +222,20 @@ def _version(module: nn.Module) -> _Version:
 
 
 @torch.no_grad()
-def _samples(modules: Sequence[nn.Module]) -> list[int]:
-    """A number for each plain matrix, of a few elements along its diagonal; one copy from a device."""
-    sums = []
-    for module in modules:
-        diagonal = _matrix(module)[0].diagonal()
-        few = diagonal[:: max(len(diagonal) // _SAMPLED, 1)]
-        sums.append(few.sum(dtype=torch.float32).to(_matrix(modules[0])[0].device))
-    # As bits: NaN would not be equal to what it was.
-    return torch.stack(sums).view(torch.int32).tolist() if sums else []
+def _samples(modules: Sequence[nn.Module]) -> list[_Sample]:
+    """Of each plain matrix, the bits of a few elements; one copy from a device for all of a dtype."""
+    alike: dict[tuple[torch.device, torch.dtype], dict[int, Tensor]] = {}
+    for place, module in enumerate(modules):
+        weight: Any = module.weight
+        (rows, columns), (down, right) = weight.shape, weight.stride()
+        step = rows // _SAMPLED * down + columns // _SAMPLED * right
+        few = weight.as_strided((_SAMPLED,), (step,), weight.storage_offset())
+        alike.setdefault((weight.device, weight.dtype), {})[place] = few
+    found: dict[int, _Sample] = {}
+    for (_, dtype), own in alike.items():
+        bits = torch.stack([*own.values()]).view(torch.int32 if dtype.itemsize == 4 else torch.int16)
+        found |= zip(own, map(tuple, bits.tolist()), strict=True)
+    return [found[place] for place in range(len(modules))]
 
 
 def _state_of(decoder: LayeredDecoder, n_layers: int) -> tuple[object, ...]:

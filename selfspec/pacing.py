@@ -107,9 +107,13 @@ class PayCheck:
     _drafting: "Rate" = field(default_factory=lambda: Rate())
     _resting: int = 0
     _rested: int = 0
+    """Rounds of this rest that are over."""
     _next_rest: int = 0
+    """Rounds of the next one."""
+    _asked: bool = False
+    """Whether this rest is to end as soon as it may."""
     _wakes: int = 0
-    """How often this was told to wake since drafts have paid."""
+    """Rests that ended so since drafts have paid."""
 
     def __post_init__(self) -> None:
         self._next_rest = self.rest
@@ -123,30 +127,35 @@ class PayCheck:
         """A round with or without drafts committed `tokens` tokens per row in `seconds`."""
         for budget in (self.budget, self.found):
             budget.tokens += tokens
+        resting = self._resting > 0
+        if resting:
+            self._rest_on()
         if math.isnan(seconds):
             return
         rate = self._drafting if drafted else self.plain
         rate.add(tokens, seconds)
-        if self._resting:
-            self._resting -= 1
-            self._rested += 1
-        elif self._drafting.rounds < self.trial:
+        if resting or self._drafting.rounds < self.trial:
             return
-        elif not self._pays():
-            self._resting, self._rested = self._next_rest, 0
+        if not self._pays():
+            self._resting, self._rested, self._asked = self._next_rest, 0, False
             self._next_rest *= 2
             self.trial = self.retrial
             self._drafting = Rate()
-        elif self._drafting.rounds >= _REMEMBERED:
+        elif self._drafting.rounds >= _REMEMBERED:  # not by accident
             self._next_rest, self._wakes = self.rest, 0
 
     def wake(self) -> None:
-        """There is reason to believe that the text has become easier: rest no longer.
+        """There is reason to believe that the text has become easier: end the rest.
 
-        The clock may know better, so every time that this did not help it takes a rest longer to be heard.
+        The clock may know better, so every time that this did not help the next rest lasts longer before it.
         """
-        if self._resting and self._rested >= self._wakes * self.rest:
-            self._resting = 0
+        self._asked = self._resting > 0
+
+    def _rest_on(self) -> None:
+        self._resting -= 1
+        self._rested += 1
+        if self._asked and self._rested > self._wakes * self.rest:
+            self._resting, self._asked = 0, False
             self._wakes += 1
 
     def _pays(self) -> bool:

@@ -1,6 +1,7 @@
 """The low-bit view that the settings ask for, as far as it pays and memory allows."""
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -70,8 +71,9 @@ def _worthwhile_layer(
     except NothingToViewError as error:
         return None, f"no low-bit view: {error}"
     step = timer(first.of(decoder), WIDTHS[:1])  # wider ones may take seconds where it does not pay
-    share = step.layer[0] / exact().layer[0]
-    if share > _WORTHWHILE:
+    own = exact().layer[0]
+    if step.layer[0] > _WORTHWHILE * own:
+        share = step.layer[0] / own if own else math.inf
         return None, f"no low-bit view: a layer in {bits} bits takes {share:.2f} of its own time here"
     return first, ""
 

@@ -99,7 +99,7 @@ def held_out_errors(recording: Recording, arm: Arm) -> tuple[float, float]:
 
 
 def held_out_reliability(recording: Recording, arm: Arm) -> tuple[Reliability, Reliability]:
-    """The curves that `held_out_errors` are of: `reliability` of both halves together."""
+    """`reliability` of both halves together; `held_out_errors` are the means of what the halves have."""
     stated, calibrated = (
         reliability(*map(torch.cat, zip(*halves, strict=True))) for halves in _held_out(recording, arm)
     )

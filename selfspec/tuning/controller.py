@@ -8,7 +8,7 @@ greedy and coupled mode the text stays the same, in rejection mode its distribut
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
 from selfspec.round import Arm
@@ -35,10 +35,12 @@ class Plan:
     """Of the next round."""
 
     option: Option
+    length: int
+    """Draft tokens: the option's, or none where the caller is silenced."""
     watched: Arm | None = None
     """Another arm, an early exit, to read on the tokens that this round verifies."""
     probing: bool = False
-    """Whether its draft is a look, which its budget pays for: it is run even by a caller that is silenced."""
+    """Whether its draft is a look: its speed says nothing of what drafting gives."""
 
 
 @dataclass
@@ -62,10 +64,9 @@ class Controller:
     _reserve: list[Arm] = field(default_factory=list)
     _saved: float = 0.0
     """Seconds of the budget that are left; below 0 what was looked at on credit."""
-    stirring: bool = False
-    """Whether the last look was unexpected: see `UNEXPECTED`."""
-    silenced: bool = False
-    """Whether the caller drafts nothing at present, whatever is planned."""
+    _stirring: bool = False
+    """Whether the last look was a sign of easier text: see `UNEXPECTED`."""
+    _silenced: bool = False
     _read_seconds: float = 0.0
     _turn: int = 0
     _longest: int = 0
@@ -87,40 +88,55 @@ class Controller:
             self.option = (own or self.costs.options[known[0]])[0]
             self._choose()
 
-    def plan(self) -> Plan:
-        """The next round: now and then with a look at another arm, in turns and within the budget."""
-        probed = self._probed
-        credit = LOOKS_ON_CREDIT - 1 if self.stirring else -1  # looks that may be owed before this one
+    def plan(self, silenced: bool = False) -> Plan:
+        """The next round: now and then with a look at another arm, in turns and within the budget.
+
+        Args:
+            silenced: whether nothing is to be drafted, but to look.
+        """
+        self._silenced = silenced
+        usual = Plan(self.option, 0 if silenced else self.option.draft_length)
+        probed, stirring = self._probed, self._stirring and self._resting
+        credit = LOOKS_ON_CREDIT - 1 if stirring else -1  # looks that may be owed before this one
         if self._saved < -credit * self._look_seconds:
-            return Plan(self.option)
+            return usual
         readable = [
             arm for arm in self._reserve if not arm.low_bit and (arm != self.option.arm or self._resting)
         ]
         others = [*(readable if self.may_watch else ()), *probed]
         if not others:
-            return Plan(self.option)
-        if not self.stirring:  # else once more at the same
+            return usual
+        if not stirring:  # else once more at the same
             self._turn += 1
         arm = others[self._turn % len(others)]
         if arm in probed:
             self._saved -= self._probe_seconds(arm)
-            return Plan(self.costs.options[arm][1], probing=True)
-        return Plan(self._chain(), arm)
+            shortest = self.costs.options[arm][1]
+            return Plan(shortest, shortest.draft_length, probing=True)
+        return replace(usual, option=self._chain(), watched=arm)
 
-    def tell_round(self, option: Option, accepted: float, rejected: float, seconds: float) -> None:
-        """A round ran by `option`: draft tokens that stood and that were replaced, over all rows."""
+    def tell_round(self, option: Option, accepted: float, rejected: float, seconds: float) -> bool:
+        """A round ran by `option`: draft tokens that stood and that were replaced, over all rows.
+
+        Returns whether that is a sign of easier text, as only a look can be.
+        """
         most = 2 * max(self._read_seconds, self._look_seconds)
         self._saved = min(self._saved + WATCH_BUDGET * seconds, most)
+        sign = False
         if accepted + rejected:
             misses = min(rejected * self._misses_told(option), accepted + rejected)
-            self._count(option.arm, accepted + rejected - misses, accepted + rejected)
+            sign = self._count(option.arm, accepted + rejected - misses, accepted + rejected)
         self._choose()
+        return sign
 
-    def tell_watched(self, arm: Arm, hits: int, trials: int, seconds: float) -> None:
-        """`arm` was read on `trials` verified tokens, agreed on `hits`, and took `seconds`."""
+    def tell_watched(self, arm: Arm, hits: int, trials: int, seconds: float) -> bool:
+        """`arm` was read on `trials` verified tokens, agreed on `hits`, and took `seconds`.
+
+        Returns whether that is a sign of easier text.
+        """
         self._saved -= seconds
         self._read_seconds += (seconds - self._read_seconds) / 2
-        self._count(arm, hits, trials)
+        return self._count(arm, hits, trials)
 
     @property
     def drift(self) -> float:
@@ -131,12 +147,13 @@ class Controller:
         """Estimated chance that a draft token of this arm stands."""
         return self._estimates.chance(arm)
 
-    def _count(self, arm: Arm, hits: float, trials: float) -> None:
+    def _count(self, arm: Arm, hits: float, trials: float) -> bool:
         unexpected = hits > UNEXPECTED * trials and self.chance(arm) < UNEXPECTED
-        self.stirring = unexpected and self._resting
-        if self.stirring:  # what was seen so far may be of another text
+        self._stirring = unexpected and self._resting
+        if self._stirring:  # what was seen so far may be of another text
             self._estimates.halve()
         self._estimates.add(arm, hits, trials)
+        return self._stirring
 
     def _choose(self) -> None:
         """The fastest option by the present estimates; the arm changes for a clear gain only."""
@@ -177,7 +194,7 @@ class Controller:
     @property
     def _resting(self) -> bool:
         """Whether rounds draft nothing, but for looks."""
-        return self.silenced or not self.option.draft_length
+        return self._silenced or not self.option.draft_length
 
     @property
     def _probed(self) -> list[Arm]:

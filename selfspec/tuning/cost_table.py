@@ -52,8 +52,9 @@ class CostTable:
         # Without drafts the arm makes no difference but what the fit leaves over.
         exits = torch.tensor([arm.exit_layer for arm in arms if not arm.low_bit], dtype=torch.float64)
         plain = float(costs.round_seconds(exits, 0, rows=rows, context=context).mean())
+        seconds, worst = (_seconds(profile, arms, rows, at) for at in (context, longest_context))
         options = {
-            arm: [Option(arm, 0, plain, 1.0, 0.0), *_chains(profile, arm, rows, context, longest_context)]
+            arm: [Option(arm, 0, plain, 1.0, 0.0), *_chains(profile, arm, rows, seconds[arm], worst[arm])]
             for arm in arms
         }
         options[profile.setting.arm] += _own(profile, rows, context, longest_context)
@@ -72,16 +73,24 @@ class CostTable:
         return replace(self, options={arm: list(filter(kept, own)) for arm, own in self.options.items()})
 
 
-def _chains(profile: Profile, arm: Arm, rows: int, context: float, longest_context: float) -> list[Option]:
-    """The chains of an arm within the limits."""
+def _seconds(profile: Profile, arms: Sequence[Arm], rows: int, context: float) -> dict[Arm, list[float]]:
+    """Of rounds of every arm by draft length: all of a kind at once, for every call asks for them."""
+    lengths = torch.arange(max(map(len, profile.tokens.values())), dtype=torch.float64)
+    found: dict[Arm, list[float]] = {}
+    for low_bit in (False, True):
+        own = [arm for arm in arms if arm.low_bit == low_bit]
+        if own:
+            exits = torch.tensor([[arm.exit_layer] for arm in own], dtype=torch.float64)
+            seconds = profile.costs.round_seconds(exits, lengths, rows=rows, context=context, low_bit=low_bit)
+            found |= zip(own, seconds.tolist(), strict=True)
+    return found
+
+
+def _chains(
+    profile: Profile, arm: Arm, rows: int, seconds: Sequence[float], worst: Sequence[float]
+) -> list[Option]:
+    """The chains of an arm within the limits, from seconds by draft length."""
     tokens = profile.tokens[arm]
-    lengths = torch.arange(len(tokens), dtype=torch.float64)
-    seconds, worst = (
-        profile.costs.round_seconds(
-            arm.exit_layer, lengths, rows=rows, context=at, low_bit=arm.low_bit
-        ).tolist()
-        for at in (context, longest_context)
-    )
     return [
         Option(arm, k, seconds[k], *_outcome(tokens, k))
         for k in range(1, len(tokens))

@@ -14,7 +14,7 @@ from selfspec.pacing import PayCheck, Rate
 from selfspec.round import Arm
 from selfspec.rows import Rows
 from selfspec.stats import Stats
-from selfspec.tuning.controller import Controller
+from selfspec.tuning.controller import Controller, Plan
 from selfspec.tuning.cost_table import CostTable, Option
 from selfspec.tuning.profile import Profile
 from selfspec.tuning.replay import Setting, shape_of
@@ -32,32 +32,32 @@ class Following:
     check: PayCheck
     stats: Stats
     """Of the call: counts what was accepted, told what was chosen."""
-    _ran: Option | None = None
+    _ran: Plan | None = None
     _seen: tuple[int, int] = (0, 0)
 
     def draft_length(self, remaining: int) -> int:
-        self.controller.silenced = not self.check.allows()
-        plan = self.controller.plan()
-        option, self._ran = plan.option, plan.option
-        length = option.draft_length if plan.probing or not self.controller.silenced else 0
+        plan = self._ran = self.controller.plan(silenced=not self.check.allows())
+        option = plan.option
         self.drafter.turn_to(option.arm, shape_of(option.siblings), self.rule if option.ruled else None)
         self.drafter.watched = None if plan.watched is None else plan.watched.exit_layer
         self.stats.strategy, self.stats.exit_layer = option.arm.kind, option.arm.exit_layer
-        self.stats.draft_length = length
-        return min(length, remaining - 1)
+        self.stats.draft_length = plan.length
+        return min(plan.length, remaining - 1)
 
     def observe(self, length: int, tokens: float, seconds: float) -> None:
-        self.check.observe(length > 0, tokens, seconds)
+        probing = self._ran is not None and self._ran.probing
+        self.check.observe(length > 0, tokens, math.nan if probing else seconds)
+        easier = False
         outcome = self.drafter.outcome()
         if outcome is not None:
             exit_layer, hits, trials, taken = outcome
-            self.controller.tell_watched(Arm(exit_layer, low_bit=False), hits, trials, taken)
+            easier = self.controller.tell_watched(Arm(exit_layer, low_bit=False), hits, trials, taken)
         accepted, rejected = self.stats.accepted - self._seen[0], self.stats.rejected - self._seen[1]
         self._seen = self.stats.accepted, self.stats.rejected
         if self._ran is not None:
             known = 0.0 if math.isnan(seconds) else seconds
-            self.controller.tell_round(self._ran, accepted, rejected, known)
-        if self.controller.stirring:  # the verdict of the clock was about another text
+            easier |= self.controller.tell_round(self._ran.option, accepted, rejected, known)
+        if easier:  # the verdict of the clock was about another text
             self.check.wake()
 
 

@@ -64,8 +64,8 @@ class Knowledge:
     """What an arm's margins are worth, for greedy and for sampled calls."""
     plain: dict[int, Rate] = field(default_factory=dict)
     """Speed without drafting by batch size: measured once, so that later calls need not."""
-    rounds: dict[ShapePlan, dict[tuple[Arm | None, int, int], float]] = field(default_factory=dict)
-    """Seconds of rounds that were asked for, see `round_seconds`; the same in every call."""
+    _rounds: dict[tuple[Arm | None, int, int, ShapePlan], float] = field(default_factory=dict)
+    """Seconds of the rounds that were asked for: every call asks for all of them."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @cached_property
@@ -144,6 +144,12 @@ class Knowledge:
 
     def round_seconds(self, arm: Arm | None, length: int, rows: int, shapes: ShapePlan) -> float:
         """Seconds of a round with `length` drafts by `arm`; None: they cost nothing, or there are none."""
+        at = arm, length, rows, shapes
+        if at not in self._rounds:
+            self._rounds[at] = self._round_seconds(*at)
+        return self._rounds[at]
+
+    def _round_seconds(self, arm: Arm | None, length: int, rows: int, shapes: ShapePlan) -> float:
         tokens = rows * shapes.width(rows, length + 1)
         if arm is None or not length:
             return self.exact.seconds(self.n_layers, tokens)

@@ -32,17 +32,10 @@ class RoundSpeeds:
     shapes: ShapePlan
     _slowness: dict[Arm | None, float] = field(default_factory=dict)
     """How many times what its passes cost a round of each arm takes."""
-    _seconds: dict[tuple[Arm | None, int, int], float] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._seconds = self.knowledge.rounds.setdefault(self.shapes, {})
 
     def seconds(self, arm: Arm | None, length: int, rows: int) -> float:
         """Of a round with `length` drafts, by its passes alone."""
-        at = arm, length, rows
-        if at not in self._seconds:
-            self._seconds[at] = self.knowledge.round_seconds(*at, self.shapes)
-        return self._seconds[at]
+        return self.knowledge.round_seconds(arm, length, rows, self.shapes)
 
     def lasting(self, arm: Arm | None, length: int, rows: int) -> float:
         """Seconds that such a round really takes, by those that were seen in this call."""

@@ -90,16 +90,26 @@ def test_lookup_may_be_timed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert after == {name: part for name, part in before.items() if name != "lookup"}
 
 
-def test_a_strategy_may_be_checked_again_beside_the_others() -> None:
+def test_a_strategy_may_be_checked_again_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("strategies", "strategies_page"):  # the tests' support has one of the first name
+        monkeypatch.setitem(sys.modules, name, load(name))
     same_text = load("same_text")
-    asked = {"workload": {"new_tokens": 4}, "n_prompts": 2, "prompt_tokens": [3, 3]}
-    lines = [{"name": name, "checked": "2 of 2"} for name in ("AR", "low bit", "low bit, tree")]
-    old = {**asked, "lines": lines}
-    again = {**asked, "lines": [lines[0], {"name": "low bit, tree", "checked": "1 of 2"}]}
-    checked = [line["checked"] for line in same_text.merged(old, again)["lines"]]
-    assert checked == ["2 of 2", "2 of 2", "1 of 2"]
-    with pytest.raises(SystemExit, match="other prompts or lengths"):
-        same_text.merged(old, {**again, "n_prompts": 1})
+    on = {"hardware": "one", "threads": 1, "versions": {}}
+    asked = {"workload": {"new_tokens": 4, "batch": 1}, "n_prompts": 2, "prompt_tokens": [3, 3]}
+    lines = [{"name": name, "checked": "2 of 2"} for name in ("generate", "AR", "low bit, tree")]
+    old = {**asked, "lines": lines, "conditions": on}
+    for name, rows in (
+        ("low bit, tree", ["AR", "low bit, tree"]),
+        ("lookup", ["AR", "low bit, tree", "lookup"]),
+    ):
+        new = [{"name": "AR", "checked": "0 of 2"}, {"name": name, "checked": "1 of 2"}]
+        later = {**asked, "lines": new, "conditions": on | {"hardware": "two"}}
+        found = same_text.merged(old, later, name)
+        page = same_text.page({"a case": found})
+        assert "| AR | 2 of 2 |" in page
+        assert f"| {name} | 1 of 2 |" in page
+        assert f"\n{name}: two, threads: 1." in page
+        assert [line["name"] for line in found["lines"][1:]] == rows
 
 
 def test_an_edit_is_written_as_it_was_given() -> None:

@@ -23,7 +23,9 @@ def changed_in_place(model: Any) -> None:
 
 
 def changed_behind_the_counter(model: Any) -> None:
-    model.model.layers[1].mlp.up_proj.weight.data += 0.5
+    """Half of its rows, as where one matrix of a fused one is merged with an adapter."""
+    weight = model.model.layers[1].mlp.up_proj.weight
+    weight.data[len(weight) // 2 :] += 0.5
 
 
 def trained(model: Any) -> None:

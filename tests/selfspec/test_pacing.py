@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -81,6 +82,34 @@ def test_a_probe_finds_out_that_drafting_pays_again() -> None:
     machine.run(pacer, 30)
     machine.drafting = 1.0
     assert runs(machine.run(pacer, 200)) == [(False, 3), (True, 8), (False, 24), (True, 195)]
+
+
+def test_once_drafts_have_paid_rests_are_short_again() -> None:
+    pacer, machine = PayCheck(), Machine(plain=1.0, drafting=3.0, tokens=2)
+    machine.run(pacer, 300)
+    machine.drafting = 1.0
+    machine.run(pacer, 400)
+    machine.drafting = 3.0
+    rests = [times for drafts, times in runs(machine.run(pacer, 200)[700:]) if not drafts]
+    assert rests[:2] == [24, 48]
+
+
+def test_a_reason_to_try_again_ends_a_rest_at_once_and_the_next_ones_later_and_later() -> None:
+    pacer, machine = PayCheck(), Machine(plain=1.0, drafting=3.0, tokens=2)
+    for rounds in (12, 6, 30, 60):
+        machine.run(pacer, rounds)
+        pacer.wake()
+    times = [3, 8, 2, 4, 25, 4, 49, 4]
+    assert runs(machine.drafted)[:-1] == [(i % 2 == 1, n) for i, n in enumerate(times)]
+
+
+def test_looks_while_it_rests_decide_nothing_and_count_as_rest() -> None:
+    pacer, machine = PayCheck(), Machine(plain=1.0, drafting=3.0, tokens=2)
+    machine.run(pacer, 12)
+    machine.drafting = 1.0
+    for _ in range(22):
+        pacer.observe(True, 1, math.nan)
+    assert runs(machine.run(pacer, 20)[12:]) == [(False, 1), (True, 19)]
 
 
 def test_drafting_that_stops_paying_half_way_is_noticed() -> None:

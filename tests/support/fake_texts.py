@@ -92,7 +92,7 @@ class World:
         """As the controller alone says."""
         while self.at < self.stretch * len(self.chances):
             plan = controller.plan()
-            length = plan.option.draft_length
+            length = plan.length
             accepted, seconds, seen = self._round(plan.option.arm, length, plan.watched)
             if plan.watched is not None:
                 controller.tell_watched(plan.watched, sum(seen), len(seen), self.read_seconds)

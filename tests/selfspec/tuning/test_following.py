@@ -302,9 +302,9 @@ def test_a_batch_counts_each_of_its_rejections(
     told: list[tuple[int, int]] = []
     tell = following.Controller.tell_round
 
-    def noted(self: Any, option: Any, accepted: int, rejected: int, seconds: float) -> None:
+    def noted(self: Any, option: Any, accepted: int, rejected: int, seconds: float) -> bool:
         told.append((accepted, rejected))
-        tell(self, option, accepted, rejected, seconds)
+        return tell(self, option, accepted, rejected, seconds)
 
     monkeypatch.setattr(following.Controller, "tell_round", noted)
     selfspec.wrap(model, profile=where_drafts_pay(Profile.load(path), Setting(3, 4)))

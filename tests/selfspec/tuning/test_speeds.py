@@ -28,9 +28,9 @@ def test_a_round_takes_what_its_passes_take() -> None:
 
 def test_a_round_is_predicted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     known, asked = speeds(), []
-    monkeypatch.setattr(Knowledge, "round_seconds", lambda self, *at: asked.append(at[:3]) or 1.0)
-    for _ in range(3):
-        known.best(LOW_BIT, 1, 0.5)
+    monkeypatch.setattr(Knowledge, "_round_seconds", lambda self, *at: asked.append(at[:3]) or 1.0)
+    for call in (known, known, RoundSpeeds(known.knowledge, range(5), FASTEST)):
+        call.best(LOW_BIT, 1, 0.5)
     assert sorted(asked, key=str) == sorted([(None, 0, 1), *((LOW_BIT, k, 1) for k in range(1, 5))], key=str)
 
 
