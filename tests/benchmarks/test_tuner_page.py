@@ -42,8 +42,9 @@ def fine() -> Any:
     return found
 
 
-def test_the_page_is_that_of_the_stored_results() -> None:
-    assert (RESULTS / "tuner.md").read_text() == page(STORED)
+@pytest.mark.parametrize("folder", [RESULTS, RESULTS / "float32"], ids=["bf16", "fp32"])
+def test_the_page_is_that_of_the_stored_results(folder: Path) -> None:
+    assert (folder / "tuner.md").read_text() == page(json.loads((folder / "tuner.json").read_text()))
 
 
 def test_what_was_not_measured_is_left_empty(fine: Any) -> None:
