@@ -31,6 +31,8 @@ class StopRule:
             raise ValueError(f"thresholds={self.thresholds!r}: allowed is one or more numbers from 0 to 1")
         if len({len(row) for row in self.chances}) > 1 or () in self.chances:
             raise ValueError("chances: every draft position needs the same number of bins, at least one")
+        if not all(0 <= chance <= 1 for row in self.chances for chance in row):
+            raise ValueError("chances: allowed are numbers from 0 to 1")
 
     @classmethod
     def below(cls, confidence: float) -> "StopRule | None":

@@ -127,6 +127,8 @@ def test_a_truncated_profile_is_refused_wherever_it_is_cut(saved: tuple[Any, Pat
     [
         (["setting", "draft_length"], 1000, "draft_length=1000"),
         (["setting", "draft_length"], 60, "tokens are known to 4"),
+        (["setting", "stop"], {"thresholds": [0.5], "chances": [[0.1, 1.5]]}, "chances: allowed are numbers"),
+        (["setting", "stop"], {"thresholds": [0.5], "chances": [["a"]]}, "is damaged"),
         (["setting", "exit_layer"], 99, "acceptance is known of early_exit 1, early_exit 2"),
         (["setting", "draft"], "lookup", "allowed are 'early_exit' and 'low_bit'"),
         (["setting", "siblings"], 9, "siblings=9"),
