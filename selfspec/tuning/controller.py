@@ -96,8 +96,9 @@ class Controller:
         """
         self._silenced = silenced
         usual = Plan(self.option, 0 if silenced else self.option.draft_length)
-        probed, stirring = self._probed, self._stirring and self._resting
-        credit = LOOKS_ON_CREDIT - 1 if stirring else -1  # looks that may be owed before this one
+        probed = self._probed
+        # Looks that may be owed before this one.
+        credit = LOOKS_ON_CREDIT - 1 if self._stirring and self._resting else -1
         if self._saved < -credit * self._look_seconds:
             return usual
         readable = [
@@ -106,8 +107,7 @@ class Controller:
         others = [*(readable if self.may_watch else ()), *probed]
         if not others:
             return usual
-        if not stirring:  # else once more at the same
-            self._turn += 1
+        self._turn += 1
         arm = others[self._turn % len(others)]
         if arm in probed:
             self._saved -= self._probe_seconds(arm)

@@ -273,7 +273,7 @@ VIEW = Arm(LAYERS, low_bit=True)
         (USELESS, EASY, FOUR, 64),
         (TOO_HARD, EASY, FOUR, 64),
         # A view is not read on the way, only probed, and a probe takes more of the budget.
-        ({**USELESS, VIEW: 0.05}, {**USELESS, VIEW: 0.93}, VIEW, 160),
+        ({**USELESS, VIEW: 0.05}, {**USELESS, VIEW: 0.93}, VIEW, 112),
     ],
     ids=["useless exits", "exits that are too dear", "a useless view"],
 )
