@@ -79,9 +79,8 @@ def test_lookup_may_be_timed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     stored = tmp_path / "round_profile.json"
     stored.write_text((BENCHMARKS / "results" / "round_profile.json").read_text())
     before = json.loads(stored.read_text())
-    monkeypatch.setattr(
-        sys, "argv", ["round_profile.py", "--only", "lookup", "--prompts", "2", "--output", str(tmp_path)]
-    )
+    options = ["--only", "lookup", "--prompts", "2", *SHORT, "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["round_profile.py", *options])
     module = load("round_profile")
     monkeypatch.setattr(module, "LONG_TEXT", 500)
     module.main()
