@@ -14,6 +14,8 @@ import tuner
 import tuner_bench
 from tiny_models import tiny_model
 
+from selfspec.tuning.profile import SCHEMA
+
 PROMPTS = [[5, 6, 7], [9, 8], [1, 2, 3, 4], [40, 41], [11, 12, 13]]
 QUICK = ["--sweep-prompts", "1", "--run-prompts", "2", "--new-tokens", "8", "--repeats", "1"]
 QUICK += ["--dtype", "float32"]
@@ -78,3 +80,14 @@ def test_results_in_another_dtype_are_not_gone_on_with(
     with pytest.raises(SystemExit, match=r"results in float32, not bfloat16: go on with --dtype float32"):
         small("--dtype", "bfloat16", *going_on)
     assert json.loads((tmp_path / "tuner.json").read_text()) == first
+
+
+def test_results_of_another_version_are_not_gone_on_with(tmp_path: Path) -> None:
+    on = {"conditions": {"dtype": "float32"}}
+    stored: dict[str, Any] = {"code": {**on, "profile": {"schema": SCHEMA - 1}}, "controller": on}
+    (tmp_path / "tuner.json").write_text(json.dumps(stored))
+    with pytest.raises(SystemExit, match="results of another version: measure all parts anew"):
+        tuner_bench.stored_results(tmp_path, "float32")
+    stored["code"]["profile"]["schema"] = SCHEMA
+    (tmp_path / "tuner.json").write_text(json.dumps(stored))
+    assert tuner_bench.stored_results(tmp_path, "float32") == stored
