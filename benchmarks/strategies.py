@@ -2,6 +2,7 @@
 
     python benchmarks/strategies.py
     python benchmarks/strategies.py --only reference --shape none --prompts 4
+    python benchmarks/strategies.py --dtype float32 --output benchmarks/results/float32
 
 An inflated model (see inflate.py) has the text and the acceptance of the small one, and passes that cost
 what the large shape costs. Each of the eight cases is one interleaved run; each is saved as soon as it is
@@ -25,7 +26,7 @@ from strategies_page import AR_ONE_ROW, AUTO, TREE, fastest_ar, save, table
 from tiling import SHAPES
 
 from layer_skip.decoder import LayeredDecoder
-from layer_skip.low_bit import LowBitView
+from layer_skip.low_bit import LowBitView, fastest_bits
 from selfspec.benchmarking.contenders import AR, EARLY_EXIT, GENERATE, LOOKUP, Contender, bind
 from selfspec.benchmarking.measure import Workload
 from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
@@ -71,7 +72,7 @@ def contenders(exit_layer: int, found: Mapping[str, Any] = SIBLINGS) -> tuple[Co
         Contender(AR, "the engine without drafts, passes padded to bit-equal shapes", {"draft_length": 0}),
         Contender(AR_ONE_ROW, "the same without padding", {"draft_length": 0, **free}, baseline=AR_ONE_ROW),
         Contender("early exit", "the first layers as they are", {"draft": "early_exit"}),
-        Contender("low bit", "layers and head in 4 bits", {"draft": "low_bit"}),
+        Contender("low bit", "layers and head in few bits", {"draft": "low_bit"}),
         Contender(
             "low bit, siblings",
             "a second candidate beside each token of the chain",
@@ -95,7 +96,7 @@ def costs(model: Any) -> dict[str, Any]:
     """What passes cost in plain steps: verification by width, draft steps by exit layer and by width."""
     decoder = LayeredDecoder(model)
     n_layers = decoder.n_layers
-    view = LowBitView(decoder, n_layers)
+    view = LowBitView(decoder, n_layers, fastest_bits(decoder.device))
     exact, low = time_passes(decoder), time_passes(view.of(decoder))
     step = exact.seconds(n_layers, 1)
     return {
@@ -151,7 +152,7 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[Case, Loaded, Any]]:
     for name, folder in folders.items():
         if options.only not in (None, name):
             continue
-        loaded = load(folder, "bfloat16", "cpu", options.threads)
+        loaded = load(folder, options.dtype, "cpu", options.threads)
         shapes = [None] * (not options.skip_small) + [options.shape] * (options.shape != "none")
         for shape in shapes:
             model = loaded.model if shape is None else inflate(loaded.model, SHAPES[shape])
@@ -180,6 +181,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--resume", action="store_true", help="keep the cases that are there already")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()

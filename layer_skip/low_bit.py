@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from layer_skip.adapters import kept_in
 from layer_skip.decoder import LayeredDecoder
+from layer_skip.int8_product import int8_is_fastest
 from layer_skip.packed_linear import PackedLinear, packed_bytes
 from layer_skip.slot_cache import SlotCache
 
@@ -51,7 +52,8 @@ class LowBitView:
     Args:
         decoder: the model.
         n_layers: E, from 1 to L.
-        bits: 4 or 8; a head that is small beside the layers has 8 on a CPU either way.
+        bits: 4 or 8; a head that is small beside the layers has 8 on a CPU either way. A view in 8 bits
+            rounds inputs, too, where that is the fastest (`int8_is_fastest`).
         advance: told the name of each matrix before it is packed or taken over.
         head: whether to view the head too.
         begun: a view whose packed matrices are taken over where they are this one's too.
@@ -133,13 +135,13 @@ class LowBitView:
         table = {}
         matrices = list(_matrices(decoder, self.n_layers, self.bits, self._head))
         samples = _samples([matrix.module for matrix in matrices])
-        for (name, module, bits, group), sample in zip(matrices, samples, strict=True):
+        for (name, module, bits, group, rounds_inputs), sample in zip(matrices, samples, strict=True):
             advance(name)
             version = _version(module), sample
             old = before.get(id(module))
             # An id may be that of a module that is gone; the reference tells.
             if old is None or old[0]() is not module or old[1] != version or old[2].bits != bits:
-                packed = PackedLinear(*_matrix(module), bits, group, self._dtype)
+                packed = PackedLinear(*_matrix(module), bits, group, self._dtype, rounds_inputs)
                 old = (weakref.ref(module), version, packed)
             self._packed[id(module)] = old
             table[module] = old[2]
@@ -155,10 +157,15 @@ class LowBitView:
         return decoder.with_modules(table, self.n_layers)
 
 
+def fastest_bits(device: torch.device) -> int:
+    """What a view of a model on `device` has unless asked otherwise: 4 bits, or 8 where those are faster."""
+    return 8 if device.type == "cpu" and int8_is_fastest() else 4
+
+
 def view_bytes(decoder: LayeredDecoder, n_layers: int, bits: int = 4) -> int:
     """Memory that a view would add."""
     matrices = _matrices(decoder, n_layers, bits)
-    return sum(packed_bytes(_matrix(m.module)[0], m.bits, m.group) for m in matrices)
+    return sum(packed_bytes(_matrix(m.module)[0], m.bits, m.group, m.rounds_inputs) for m in matrices)
 
 
 def layers_that_fit(decoder: LayeredDecoder, memory: int, bits: int = 4) -> int:
@@ -177,11 +184,13 @@ class _ToPack(NamedTuple):
     module: nn.Module
     bits: int
     group: int
+    rounds_inputs: bool
 
 
 def _matrices(decoder: LayeredDecoder, n_layers: int, bits: int, head: bool = True) -> Iterator[_ToPack]:
     """What can be packed, and how."""
     weights = 0
+    rounds_inputs = bits == 8 and int8_is_fastest()
     attention_group = FINE_GROUP if decoder.device.type == "cpu" else COARSE_GROUP
     for index, layer in enumerate(decoder.layers[:n_layers]):
         attention = set(getattr(layer, decoder.family.attention).modules())
@@ -190,11 +199,11 @@ def _matrices(decoder: LayeredDecoder, n_layers: int, bits: int, head: bool = Tr
             if _is_plain(module) and module not in kept:
                 group = attention_group if module in attention else COARSE_GROUP
                 weights += _matrix(module)[0].numel()
-                yield _ToPack(f"layer {index}: {name}", module, bits, group)
+                yield _ToPack(f"layer {index}: {name}", module, bits, group, rounds_inputs)
     if head and _is_plain(decoder.head):
         small = _matrix(decoder.head)[0].numel() <= _SMALL_HEAD * weights
         finely = small and decoder.device.type == "cpu"
-        yield _ToPack("head", decoder.head, 8 if finely else bits, FINE_GROUP)
+        yield _ToPack("head", decoder.head, 8 if finely else bits, FINE_GROUP, rounds_inputs)
 
 
 def _is_plain(module: nn.Module) -> bool:

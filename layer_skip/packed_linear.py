@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layer_skip.int8_product import Int8Product, int8_bytes
 from layer_skip.rounding import Rounded, round_weights
 from selfspec_kernels.low_bit_product import low_bit_product
 from selfspec_kernels.low_bit_product_reference import TILE_INPUTS, TILE_OUTPUTS, pack_levels, pack_scales
@@ -20,6 +21,7 @@ class PackedLinear(nn.Module):
 
     On a CPU products are made in bf16 unless asked otherwise, whatever the weights were in: PyTorch's packed
     4-bit kernels use vectors in that dtype alone, and take eight times as long in fp32 and fp16.
+    With `rounds_inputs` they are made in whole numbers.
 
     Outputs and inputs are padded with zeros to what the packed product takes; what that adds is cut off.
 
@@ -29,6 +31,7 @@ class PackedLinear(nn.Module):
         bits: 4 or 8.
         group: inputs that share a scale, for 4 bits.
         dtype: of inputs, scales and offsets; None for what the device is fast in.
+        rounds_inputs: for 8 bits on a CPU, round the inputs as well (`Int8Product`).
     """
 
     def __init__(
@@ -38,19 +41,27 @@ class PackedLinear(nn.Module):
         bits: int,
         group: int,
         dtype: torch.dtype | None = None,
+        rounds_inputs: bool = False,
     ) -> None:
         super().__init__()
         self.outputs, self.inputs = weight.shape
         self.bits, self.group = bits, group
         self._bias = [bias]  # in a list, or the module would register it as its own
+        self.on_gpu, self._weight_dtype = weight.is_cuda, weight.dtype
+        self.spare_inputs = self.spare_outputs = 0
+        self._int8 = Int8Product(weight) if rounds_inputs else None
+        if self._int8 is None:
+            self._pack(weight, dtype)
+
+    def _pack(self, weight: Tensor, dtype: torch.dtype | None) -> None:
+        bits, group = self.bits, self.group
         height, width = _padded_shape(weight, bits, group)
         self.spare_inputs, self.spare_outputs = width - self.inputs, height - self.outputs
         padded = F.pad(weight, (0, self.spare_inputs, 0, self.spare_outputs)).contiguous()
-        self.on_gpu, self._weight_dtype = weight.is_cuda, weight.dtype
         product_dtype = dtype or _fast_dtype(weight)
         if bits == 4:
             rounded = round_weights(padded, bits, group, product_dtype)
-            self.packed, self.scales = _pack(rounded, group, self.on_gpu)
+            self.packed, self.scales = _packed(rounded, group, self.on_gpu)
         else:
             self.scales = (padded.float().abs().amax(dim=1) / 127).to(product_dtype)
             # The scale of a row of zeros is 0.
@@ -70,10 +81,21 @@ class PackedLinear(nn.Module):
     @property
     def bytes(self) -> int:
         """Memory of the packed weights."""
+        if self._int8 is not None:
+            return self._int8.bytes
         return sum(t.numel() * t.element_size() for t in (self.packed, self.scales))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.inputs).to(self.scales.dtype)
+        rows = x.reshape(-1, self.inputs)
+        out = self._product(rows) if self._int8 is None else self._int8(rows.float())
+        out = out.to(self._weight_dtype)
+        if self._bias[0] is not None:
+            out = out + self._bias[0]
+        return out.view(*x.shape[:-1], self.outputs)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        """rows [M, K] -> [M, N], with weights alone in few bits."""
+        rows = rows.to(self.scales.dtype)
         if self.spare_inputs:
             rows = F.pad(rows, (0, self.spare_inputs))
         rows = rows.contiguous()
@@ -83,15 +105,10 @@ class PackedLinear(nn.Module):
             out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, self.scales)
         else:
             out = torch._weight_int8pack_mm(rows, self.packed, self.scales)
-        if self.spare_outputs:
-            out = out[:, : self.outputs]
-        out = out.to(self._weight_dtype)
-        if self._bias[0] is not None:
-            out = out + self._bias[0]
-        return out.view(*x.shape[:-1], self.outputs)
+        return out[:, : self.outputs] if self.spare_outputs else out
 
 
-def _pack(rounded: Rounded, group: int, on_gpu: bool) -> tuple[Tensor, Tensor]:
+def _packed(rounded: Rounded, group: int, on_gpu: bool) -> tuple[Tensor, Tensor]:
     """Packed levels in the layout of the device's kernel, and [K / group, N, 2] scales and offsets."""
     scales = pack_scales(rounded.scale, rounded.offset)
     if on_gpu:
@@ -111,8 +128,10 @@ def _padded_shape(weight: Tensor, bits: int, group: int) -> tuple[int, int]:
     return -(-outputs // _ROW_MULTIPLE) * _ROW_MULTIPLE, -(-inputs // multiple) * multiple
 
 
-def packed_bytes(weight: Tensor, bits: int, group: int) -> int:
+def packed_bytes(weight: Tensor, bits: int, group: int, rounds_inputs: bool = False) -> int:
     """Memory of weight [N, K] once it is packed for products in what its device is fast in."""
+    if rounds_inputs:
+        return int8_bytes(*weight.shape)
     (height, width), element_size = _padded_shape(weight, bits, group), _fast_dtype(weight).itemsize
     if bits == 8:
         return height * (width + element_size)

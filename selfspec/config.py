@@ -51,8 +51,8 @@ class SpeculationConfig:
     its nodes 1, 2, ... (0 is the last committed token), whose children are the draft's likeliest in order.
     Trees verify more tokens in a pass, and in bf16 they may flip a near-tie: branches stand elsewhere in the
     cache, where sums round differently."""
-    draft_bits: Literal[4, 8] = 4
-    """Bits of the low-bit view."""
+    draft_bits: Literal[4, 8] | Auto = "auto"
+    """Bits of the low-bit view. "auto": 4, but 8 on a CPU with AVX2 alone, which is faster in those."""
     draft_memory: int | str | None = None
     """Most memory that a low-bit view may add, in bytes or as "1GiB"; the largest view that fits is made, and
     none for 0."""
@@ -82,7 +82,7 @@ class SpeculationConfig:
         for name, least, most in (("exit_layer", 1, None), ("draft_length", 0, MAX_DRAFT_LENGTH)):
             object.__setattr__(self, name, checked_int(name, getattr(self, name), least, most))
         check_choice("draft", self.draft, DRAFTS)
-        check_choice("draft_bits", self.draft_bits, (4, 8))
+        check_choice("draft_bits", self.draft_bits, (4, 8, "auto"))
         check_choice("acceptance", self.acceptance, ("coupled", "rejection"))
         for name in ("deterministic", "strict"):
             check_choice(name, getattr(self, name), (True, False))

@@ -32,7 +32,7 @@ from selfspec.tuning.profile import Profile
 from selfspec.tuning.reading import Reading
 from selfspec.tuning.store import fitting, profile_of_call
 from selfspec.values import parse_bytes
-from selfspec.views import wanted_view
+from selfspec.views import view_bits, wanted_view
 
 
 class Speculation:
@@ -71,7 +71,8 @@ class Speculation:
         """
         if self.config.looks_up:
             self._corpus = read_corpus(model, self.config.corpus, decoder.vocab_size)
-        knowledge = Knowledge(decoder.n_layers, partial(self._time, decoder), None, self.config.draft_bits)
+        bits = view_bits(self.config, decoder)
+        knowledge = Knowledge(decoder.n_layers, partial(self._time, decoder), None, bits)
         self.view, self.view_note = wanted_view(
             decoder,
             self.config,

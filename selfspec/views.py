@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 from layer_skip.decoder import LayeredDecoder
-from layer_skip.low_bit import LowBitView, NothingToViewError, layers_that_fit, n_matrices
+from layer_skip.low_bit import LowBitView, NothingToViewError, fastest_bits, layers_that_fit, n_matrices
 from selfspec.config import SpeculationConfig
 from selfspec.tuning.costs import WIDTHS, PassCosts
 from selfspec.tuning.profile import Profile
@@ -18,10 +18,17 @@ Timer = Callable[[LayeredDecoder, Sequence[int]], PassCosts]
 """Times the passes of a decoder, over so many tokens each."""
 _WORTHWHILE = 0.75
 """A view is made for "auto" when its layer takes at most this share of the model's own."""
+_NAMED = 4
+"""Tokens of the verification whose cost is named where none pays."""
 _SLOW_MATRICES = 1 << 27
 """Weights from which on making a view takes seconds; on a terminal that is shown, and what came of it."""
 
 _log = logging.getLogger("selfspec")
+
+
+def view_bits(config: SpeculationConfig, decoder: LayeredDecoder) -> int:
+    """Bits of the view that the settings ask for."""
+    return fastest_bits(decoder.device) if config.draft_bits == "auto" else config.draft_bits
 
 
 def wanted_view(
@@ -54,7 +61,7 @@ def wanted_view(
     elif config.kind == "auto":
         if not reads():
             return None, "no low-bit view: a draft step waits for Python here, not for the weights"
-        begun, why_not = _worthwhile_layer(decoder, config.draft_bits, timer, exact)
+        begun, why_not = _worthwhile_layer(decoder, view_bits(config, decoder), timer, exact)
         if begun is None:
             return None, why_not
     view, note = make_view(decoder, config, begun)
@@ -71,11 +78,28 @@ def _worthwhile_layer(
     except NothingToViewError as error:
         return None, f"no low-bit view: {error}"
     step = timer(first.of(decoder), WIDTHS[:1])  # wider ones may take seconds where it does not pay
-    own = exact().layer[0]
-    if step.layer[0] > _WORTHWHILE * own:
-        share = step.layer[0] / own if own else math.inf
+    own = exact().layer
+    share = step.layer[0] / own[0] if own[0] else math.inf
+    if share > _WORTHWHILE:
         return None, f"no low-bit view: a layer in {bits} bits takes {share:.2f} of its own time here"
+    if not _may_pay(step.layer[0], own):
+        steps = own[WIDTHS.index(_NAMED)] / own[0]
+        return None, (
+            f"no low-bit view: verifying {_NAMED} tokens takes {steps:.1f} plain steps here, so that drafts "
+            "would not pay if they were always right"
+        )
     return first, ""
+
+
+def _may_pay(draft: float, verify: Sequence[float]) -> bool:
+    """Whether rounds without a miss would be faster than plain steps, at any of WIDTHS.
+
+    Args:
+        draft: seconds of a draft token, a layer.
+        verify: seconds of a pass over as many tokens as WIDTHS says, a layer.
+    """
+    rounds = ((width - 1) * draft + seconds for width, seconds in zip(WIDTHS, verify, strict=True))
+    return any(taken < width * verify[0] for width, taken in zip(WIDTHS, rounds, strict=True))
 
 
 def make_view(
@@ -92,9 +116,10 @@ def make_view(
         ConfigError: a view fits, but not one of as many layers as `exit_layer` says.
     """
     wanted = decoder.n_layers if config.exit_layer == "auto" else int(config.exit_layer)
+    bits = view_bits(config, decoder)
     limit = parse_bytes(config.draft_memory)
     if limit is not None:
-        fitting = layers_that_fit(decoder, limit, config.draft_bits)
+        fitting = layers_that_fit(decoder, limit, bits)
         if not fitting:
             return None, (
                 f"draft_memory={config.draft_memory!r} is too small for a low-bit view of one layer and the "
@@ -103,14 +128,14 @@ def make_view(
         if config.exit_layer != "auto" and fitting < wanted:
             raise ConfigError(
                 f"exit_layer={wanted}: within draft_memory={config.draft_memory!r} there is room for a "
-                f"{config.draft_bits}-bit view of {fitting} layers and the head; allowed are 1 to {fitting}, "
+                f"{bits}-bit view of {fitting} layers and the head; allowed are 1 to {fitting}, "
                 "'auto', or more memory"
             )
         wanted = min(wanted, fitting)
     began, shown = time.perf_counter(), _is_slow(decoder, wanted) and sys.stderr.isatty()
     try:
         with _progress(decoder, wanted) if shown else nullcontext(lambda name: None) as advance:
-            view = LowBitView(decoder, wanted, config.draft_bits, advance, begun=begun)
+            view = LowBitView(decoder, wanted, bits, advance, begun=begun)
     except NothingToViewError as error:
         return None, f"{error}: drafting with the model's own weights"
     note = _description(view, decoder.n_layers, time.perf_counter() - began)
