@@ -96,7 +96,7 @@ def costs(model: Any) -> dict[str, Any]:
     """What passes cost in plain steps: verification by width, draft steps by exit layer and by width."""
     decoder = LayeredDecoder(model)
     n_layers = decoder.n_layers
-    view = LowBitView(decoder, n_layers, fastest_bits(decoder.device))
+    view = LowBitView(decoder, n_layers, fastest_bits(decoder))
     exact, low = time_passes(decoder), time_passes(view.of(decoder))
     step = exact.seconds(n_layers, 1)
     return {

@@ -56,7 +56,7 @@ def ways() -> Iterator[tuple[str, int, AbstractContextManager[Any]]]:
     yield "4 bits, scale and offset refitted", 4, nullcontext()
     yield "8 bits", 8, patch("layer_skip.low_bit.int8_is_fastest", lambda: False)
     if int8_is_fastest():
-        yield "8 bits, inputs rounded too", 8, nullcontext()
+        yield "8 bits, inputs rounded too", 8, patch("layer_skip.low_bit.LEAST_FOR_INT8", 0)
 
 
 def logits(decoder: LayeredDecoder, tokens: Sequence[int]) -> Tensor:

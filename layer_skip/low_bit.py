@@ -22,6 +22,9 @@ and the draft step is to be cheap above all; its one head stays fine."""
 _SMALL_HEAD = 1 / 6
 """A head with at most this share of the layers' weights is kept in 8 bits: it decides close calls between
 tokens, and a third of what 4 bits get wrong comes from it (plain twin: 0.933 agreement for 0.901)."""
+LEAST_FOR_INT8 = 3 << 19
+"""Weights of a matrix from which on its product in whole numbers is faster than one with the weights alone in
+few bits, where it is at all: it takes some 30 microseconds more and less than half as long a weight."""
 
 _TRIED_SLOTS = 16
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -53,7 +56,7 @@ class LowBitView:
         decoder: the model.
         n_layers: E, from 1 to L.
         bits: 4 or 8; a head that is small beside the layers has 8 on a CPU either way. A view in 8 bits
-            rounds inputs, too, where that is the fastest (`int8_is_fastest`).
+            rounds the inputs of large matrices, too, where that is the fastest (`int8_is_fastest`).
         advance: told the name of each matrix before it is packed or taken over.
         head: whether to view the head too.
         begun: a view whose packed matrices are taken over where they are this one's too.
@@ -157,9 +160,14 @@ class LowBitView:
         return decoder.with_modules(table, self.n_layers)
 
 
-def fastest_bits(device: torch.device) -> int:
-    """What a view of a model on `device` has unless asked otherwise: 4 bits, or 8 where those are faster."""
-    return 8 if device.type == "cpu" and int8_is_fastest() else 4
+def fastest_bits(decoder: LayeredDecoder) -> int:
+    """Bits of a view unless asked otherwise: 4, or 8 where matrices of that size are faster in those."""
+    sizes = [_matrix(m.module)[0].numel() for m in _matrices(decoder, 1, 8, head=False)]
+    return 8 if sizes and _is_for_int8(decoder.device, sum(sizes) / len(sizes)) else 4
+
+
+def _is_for_int8(device: torch.device, size: float) -> bool:
+    return device.type == "cpu" and int8_is_fastest() and size >= LEAST_FOR_INT8
 
 
 def view_bytes(decoder: LayeredDecoder, n_layers: int, bits: int = 4) -> int:
@@ -190,7 +198,6 @@ class _ToPack(NamedTuple):
 def _matrices(decoder: LayeredDecoder, n_layers: int, bits: int, head: bool = True) -> Iterator[_ToPack]:
     """What can be packed, and how."""
     weights = 0
-    rounds_inputs = bits == 8 and int8_is_fastest()
     attention_group = FINE_GROUP if decoder.device.type == "cpu" else COARSE_GROUP
     for index, layer in enumerate(decoder.layers[:n_layers]):
         attention = set(getattr(layer, decoder.family.attention).modules())
@@ -198,11 +205,14 @@ def _matrices(decoder: LayeredDecoder, n_layers: int, bits: int, head: bool = Tr
         for name, module in layer.named_modules():
             if _is_plain(module) and module not in kept:
                 group = attention_group if module in attention else COARSE_GROUP
-                weights += _matrix(module)[0].numel()
+                size = _matrix(module)[0].numel()
+                weights += size
+                rounds_inputs = bits == 8 and _is_for_int8(decoder.device, size)
                 yield _ToPack(f"layer {index}: {name}", module, bits, group, rounds_inputs)
     if head and _is_plain(decoder.head):
-        small = _matrix(decoder.head)[0].numel() <= _SMALL_HEAD * weights
-        finely = small and decoder.device.type == "cpu"
+        size = _matrix(decoder.head)[0].numel()
+        finely = size <= _SMALL_HEAD * weights and decoder.device.type == "cpu"
+        rounds_inputs = bits == 8 and _is_for_int8(decoder.device, size)
         yield _ToPack("head", decoder.head, 8 if finely else bits, FINE_GROUP, rounds_inputs)
 
 

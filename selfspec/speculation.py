@@ -71,7 +71,7 @@ class Speculation:
         """
         if self.config.looks_up:
             self._corpus = read_corpus(model, self.config.corpus, decoder.vocab_size)
-        bits = view_bits(self.config, decoder)
+        bits = view_bits(self.config, decoder, self.profiles.values())
         knowledge = Knowledge(decoder.n_layers, partial(self._time, decoder), None, bits)
         self.view, self.view_note = wanted_view(
             decoder,

@@ -26,9 +26,12 @@ _SLOW_MATRICES = 1 << 27
 _log = logging.getLogger("selfspec")
 
 
-def view_bits(config: SpeculationConfig, decoder: LayeredDecoder) -> int:
-    """Bits of the view that the settings ask for."""
-    return fastest_bits(decoder.device) if config.draft_bits == "auto" else config.draft_bits
+def view_bits(config: SpeculationConfig, decoder: LayeredDecoder, profiles: Iterable[Profile]) -> int:
+    """Bits of the view that the settings ask for; by default those of the profiles that they name."""
+    if config.draft_bits != "auto":
+        return config.draft_bits
+    recorded = [p.draft_bits for p in profiles if config.names_profiles and p.setting.arm.low_bit]
+    return recorded[-1] if recorded and recorded[-1] else fastest_bits(decoder)
 
 
 def wanted_view(
@@ -54,17 +57,18 @@ def wanted_view(
         return None, ""
     if parse_bytes(config.draft_memory) == 0:
         return None, f"draft_memory={config.draft_memory!r}: no low-bit view"
-    begun = None
+    profiles = list(profiles)
+    begun, bits = None, view_bits(config, decoder, profiles)
     if config.kind == "auto" and config.names_profiles:  # calls that follow none do without
         if not any(profile.setting.arm.low_bit for profile in profiles):
             return None, ""
     elif config.kind == "auto":
         if not reads():
             return None, "no low-bit view: a draft step waits for Python here, not for the weights"
-        begun, why_not = _worthwhile_layer(decoder, view_bits(config, decoder), timer, exact)
+        begun, why_not = _worthwhile_layer(decoder, bits, timer, exact)
         if begun is None:
             return None, why_not
-    view, note = make_view(decoder, config, begun)
+    view, note = make_view(decoder, config, bits, begun)
     _log.log(logging.WARNING if view is None else logging.INFO, note)
     return view, note
 
@@ -103,7 +107,7 @@ def _may_pay(draft: float, verify: Sequence[float]) -> bool:
 
 
 def make_view(
-    decoder: LayeredDecoder, config: SpeculationConfig, begun: LowBitView | None = None
+    decoder: LayeredDecoder, config: SpeculationConfig, bits: int, begun: LowBitView | None = None
 ) -> tuple[LowBitView | None, str]:
     """The largest view that the settings ask for and memory allows, and a line that says what was made.
 
@@ -116,7 +120,6 @@ def make_view(
         ConfigError: a view fits, but not one of as many layers as `exit_layer` says.
     """
     wanted = decoder.n_layers if config.exit_layer == "auto" else int(config.exit_layer)
-    bits = view_bits(config, decoder)
     limit = parse_bytes(config.draft_memory)
     if limit is not None:
         fitting = layers_that_fit(decoder, limit, bits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tiny_models import LAYERS, VARIANTS, tiny_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from layer_skip import low_bit
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.exits import exit_choices
 from layer_skip.families import FAMILIES
@@ -27,6 +29,10 @@ from layer_skip.low_bit import (
 )
 from layer_skip.packed_linear import PackedLinear
 from layer_skip.rounding import round_weights
+
+ON_AVX2 = pytest.mark.skipif(
+    not low_bit.int8_is_fastest(), reason="inputs are rounded on CPUs with AVX2 and no AVX512 alone"
+)
 
 
 @torch.no_grad()
@@ -90,7 +96,11 @@ def test_the_view_computes_with_the_rounded_weights_and_with_nothing_else_change
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=2e-3)
 
 
-def test_eight_bits_say_nearly_what_the_model_says(family: str) -> None:
+@pytest.mark.parametrize("rounds_inputs", [False, pytest.param(True, marks=ON_AVX2)])
+def test_eight_bits_say_nearly_what_the_model_says(
+    family: str, rounds_inputs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(low_bit, "LEAST_FOR_INT8", 0 if rounds_inputs else math.inf)
     decoder = LayeredDecoder(tiny_model(family))
     view = LowBitView(decoder, LAYERS, bits=8)
     exact = logits_of(decoder, LAYERS)
@@ -261,6 +271,21 @@ def test_layers_that_do_not_run_with_packed_weights_are_refused_with_the_reason(
     with pytest.raises(NothingToViewError, match=r"do not run with weights in low bits .*'weight'"):
         LowBitView(decoder, LAYERS)
     LowBitView(decoder, 1)  # the layer before it can be viewed
+
+
+@ON_AVX2
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_in_whole_numbers_memory_is_known_before_and_the_bias_stays(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(low_bit, "LEAST_FOR_INT8", 0)
+    decoder = LayeredDecoder(tiny_model("llama with biases").to(dtype))
+    view = LowBitView(decoder, 2, bits=8)
+    assert view.bytes == view_bytes(decoder, 2, bits=8) == sum(p.bytes for p in packed_in(view.of(decoder)))
+    assert view.bytes > view_bytes(decoder, 2, bits=4)
+    exact, viewed = logits_of(decoder, 2), logits_of(view.of(decoder), 2)
+    assert viewed.dtype == dtype
+    torch.testing.assert_close(viewed.float(), exact.float(), rtol=0, atol=0.1 * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import re
 import sys
 from typing import Any
@@ -15,18 +16,20 @@ from tiny_models import LAYERS, random_prompts, tiny_model
 from torch import nn
 
 import selfspec
+from layer_skip import low_bit
 from layer_skip.decoder import LayeredDecoder
+from layer_skip.int8_product import int8_is_fastest
 from layer_skip.low_bit import view_bytes
 from selfspec import speculation, views
 from selfspec.config import ConfigError, SpeculationConfig
-from selfspec.tuning.costs import PassCosts
+from selfspec.tuning.costs import WIDTHS, PassCosts
 from selfspec.views import make_view
 
 PROMPTS = random_prompts(9, 4)
 
 
-def view_of(model: Any, **settings: Any) -> tuple[Any, str]:
-    return make_view(LayeredDecoder(model), SpeculationConfig(draft="low_bit", **settings))
+def view_of(model: Any, bits: int = 4, **settings: Any) -> tuple[Any, str]:
+    return make_view(LayeredDecoder(model), SpeculationConfig(draft="low_bit", **settings), bits)
 
 
 def test_a_view_of_all_layers_is_made_and_described(llama: Any) -> None:
@@ -41,9 +44,47 @@ def test_a_view_of_all_layers_is_made_and_described(llama: Any) -> None:
 @pytest.mark.parametrize("exit_layer", [1, 3, LAYERS])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_view_has_the_layers_and_bits_that_are_asked_for(llama: Any, exit_layer: int, bits: int) -> None:
-    view, note = view_of(llama, exit_layer=exit_layer, draft_bits=bits)
+    selfspec.wrap(llama, draft="low_bit", exit_layer=exit_layer, draft_bits=bits)
+    view = llama.speculation.view
     assert (view.n_layers, view.bits) == (exit_layer, bits)
-    assert note.startswith(f"{bits}-bit view of {exit_layer} of 4 layers")
+    assert llama.speculation.view_note.startswith(f"{bits}-bit view of {exit_layer} of 4 layers")
+
+
+@pytest.mark.skipif(not int8_is_fastest(), reason="views are in 4 bits by default on other CPUs")
+@pytest.mark.parametrize("draft", ["auto", "low_bit", "hybrid"])
+def test_a_view_of_large_matrices_has_the_bits_that_the_machine_is_fastest_in(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, draft: str
+) -> None:
+    monkeypatch.setattr(views, "_WORTHWHILE", math.inf)
+    monkeypatch.setattr(views, "_may_pay", lambda *_: True)
+    expected = own_generate(llama, **PROMPTS, max_new_tokens=12)
+    for least, settings, bits in ((0, {}, 8), (0, {"draft_bits": 4}, 4), (low_bit.LEAST_FOR_INT8, {}, 4)):
+        monkeypatch.setattr(low_bit, "LEAST_FOR_INT8", least)
+        selfspec.wrap(llama, draft=draft, **settings)
+        assert torch.equal(llama.generate(**PROMPTS, max_new_tokens=12), expected)
+        assert llama.speculation.view.bits == llama.speculation.knowledge.bits == bits
+
+
+def test_no_view_is_made_where_verifying_costs_as_much_as_plain_steps(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in bf16 on CPUs without instructions for it: drafts could not pay if they were always right."""
+
+    def costs(decoder: LayeredDecoder, *_: object) -> PassCosts:
+        packed = any("Packed" in type(m).__name__ for m in decoder.layers[0].modules())
+        verify = tuple(1 + share * (width - 1) for width in WIDTHS)
+        return PassCosts((0.2,) * 6 if packed else verify, (1.0,) * 6)
+
+    monkeypatch.setattr(speculation, "time_passes", costs)
+    share = 0.85
+    selfspec.wrap(llama)
+    assert llama.speculation.view_note == (
+        "no low-bit view: verifying 4 tokens takes 3.5 plain steps here, so that drafts would not pay if "
+        "they were always right"
+    )
+    share = 0.75  # and 0.2 to draft a token
+    selfspec.wrap(llama)
+    assert llama.speculation.view is not None
 
 
 def test_the_largest_view_that_fits_the_memory_is_made(llama: Any) -> None:

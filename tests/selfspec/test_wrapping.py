@@ -91,6 +91,7 @@ def test_a_low_bit_view_adds_the_memory_that_it_reports_and_no_more(
 ) -> None:
     """At shapes of whole groups: about 30% of the weights that it stands for."""
     monkeypatch.setattr(views, "_WORTHWHILE", math.inf)
+    monkeypatch.setattr(views, "_may_pay", lambda *_: True)
     sizes = {"hidden_size": 128, "intermediate_size": 512, "vocab": 320}
     model = tiny_model("llama", **sizes).bfloat16()
     weights = {p.data_ptr() for p in model.parameters()}
@@ -98,7 +99,7 @@ def test_a_low_bit_view_adds_the_memory_that_it_reports_and_no_more(
     selfspec.wrap(model, draft="early_exit")  # what is made once for a machine and shape is there before
     model.generate(**REQUEST)
     new = NewTensors()
-    selfspec.wrap(model, **settings)
+    selfspec.wrap(model, draft_bits=4, **settings)
     model.generate(**REQUEST)
     view = model.speculation.view
     assert new.bytes == view.bytes

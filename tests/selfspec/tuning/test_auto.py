@@ -165,6 +165,7 @@ def test_whatever_it_chooses_the_text_is_the_same(llama: Any, sampling: dict[str
     for low_bit_layer in (None, 0.1, 5.0):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(selfspec.views, "_WORTHWHILE", math.inf)
+            patch.setattr(selfspec.views, "_may_pay", lambda *_: True)
             selfspec.wrap(llama)
         known = llama.speculation.knowledge
         known.exact = flat(1.0, 0.1)

@@ -6,12 +6,14 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from tiny_models import random_prompts, tiny_model
 
 import selfspec
+from layer_skip import low_bit
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.low_bit import LowBitView
 from selfspec.drafting import StopRule
@@ -30,20 +32,21 @@ SEED, TOKENS = 3, 24
 RULE = StopRule((0.4, 0.3), chances=((0.1, 0.5, 0.9), (0.2, 0.4, 0.8)))
 
 
-def viewed(model: Any) -> Engine:
-    """All real runs of a model, with a 4-bit view of all its layers: checked and packed once.
+def viewed(model: Any, bits: int = 4) -> Engine:
+    """All real runs of a model, with a view of all its layers: checked and packed once.
 
     Its products are in fp32: in bf16, where a view is fast, one number in a few thousand rounds otherwise in
     a wide pass than in a narrow one, and a near-tie falls the other way now and then.
     """
     decoder = LayeredDecoder(model)
-    return Engine(model, view=LowBitView(decoder, decoder.n_layers, dtype=torch.float32))
+    with mock.patch.object(low_bit, "LEAST_FOR_INT8", 0):
+        return Engine(model, view=LowBitView(decoder, decoder.n_layers, bits, dtype=torch.float32))
 
 
 @functools.cache
-def tiny(family: str) -> Engine:
+def tiny(family: str, bits: int = 4) -> Engine:
     """The same of a tiny model: no test changes it."""
-    return viewed(tiny_model(family))
+    return viewed(tiny_model(family), bits)
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +99,9 @@ def by_view(exit_layer: int, length: int, *how: Any, **more: Any) -> Setting:
 
 
 @pytest.mark.parametrize("arguments", [GREEDY, SAMPLED], ids=["greedy", "coupled"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
-def test_replay_equals_real_runs_of_random_models(family: str, arguments: dict[str, Any]) -> None:
-    engine = tiny(family)
+@pytest.mark.parametrize(("family", "bits"), [("llama", 4), ("llama", 8), ("gpt2", 4), ("gemma2", 4)])
+def test_replay_equals_real_runs_of_random_models(family: str, bits: int, arguments: dict[str, Any]) -> None:
+    engine = tiny(family, bits)
     prompts = [p[p.index(next(filter(None, p))) :] for p in random_prompts(5, 9)["input_ids"].tolist()]
     settings = settings_of(4)
     depths = recorded(engine, prompts, 8, (2, 4), **arguments)
