@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from layer_skip.families import FAMILIES, UnsupportedModelError
 from layer_skip.layout import Layout
+from layer_skip.onednn_linear import with_fast_products
 from layer_skip.recognition import family_of
 from layer_skip.shells import replaced, with_our_attention
 from layer_skip.span import Span
@@ -50,7 +51,8 @@ class LayeredDecoder:
             ) from error
         if not family.own_attention:
             layers = [with_our_attention(layer, family.attention) for layer in layers]
-        self._layers = layers
+        self._layers = [with_fast_products(layer) for layer in layers]
+        self._head = with_fast_products(self._head)
         self._project_in: nn.Module | None = getattr(base, "project_in", None)
         self._project_out: nn.Module | None = getattr(base, "project_out", None)
         self._embed_multiplier = self._factor(family.embed_multiplier_field)

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from layer_skip.adapters import kept_in
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.int8_product import int8_is_fastest
+from layer_skip.onednn_linear import OneDNNLinear
 from layer_skip.packed_linear import PackedLinear, packed_bytes
 from layer_skip.slot_cache import SlotCache
 
@@ -218,7 +219,7 @@ def _matrices(decoder: LayeredDecoder, n_layers: int, bits: int, head: bool = Tr
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module is x W^T + b with an ordinary W; a subclass may compute something else."""
-    if type(module) not in (nn.Linear, Conv1D):
+    if type(module) not in (nn.Linear, OneDNNLinear, Conv1D):
         return False
     weight: Any = module.weight
     plain = type(weight) in (nn.Parameter, Tensor) and weight.dtype in _DTYPES

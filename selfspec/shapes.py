@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from layer_skip.attention import attend
 from layer_skip.decoder import LayeredDecoder
+from layer_skip.onednn_linear import OneDNNLinear, onednn_product
 
 _ALL_ROWS = 32
 """Up to this many rows every count is probed, beyond it a few."""
@@ -58,8 +59,8 @@ class ShapePlan:
         return -(-slots // self.key_quantum) * self.key_quantum
 
 
-_Product = tuple[tuple[int, int], bool, torch.dtype, torch.device]
-"""Shape [outputs, inputs] of a matrix, whether it is kept transposed, its dtype and device."""
+_Product = tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, int], bool, torch.dtype, torch.device]
+"""A product, the shape [outputs, inputs] of its matrix, whether that is kept transposed, dtype and device."""
 FASTEST = ShapePlan()
 _UNPADDED = ShapePlan(doubt="")
 _plans: WeakKeyDictionary[LayeredDecoder, ShapePlan] = WeakKeyDictionary()
@@ -149,22 +150,26 @@ def _product(module: nn.Module) -> _Product:
     weight: Any = module.weight
     transposed = isinstance(module, Conv1D)  # GPT-2's keeps [in, out]
     outputs, inputs = reversed(weight.shape) if transposed else weight.shape
-    return (outputs, inputs), transposed, weight.dtype, weight.device
+    product = onednn_product if isinstance(module, OneDNNLinear) else nn.functional.linear
+    return product, (outputs, inputs), transposed, weight.dtype, weight.device
 
 
 @lru_cache(maxsize=256)
 def _probe_product(
-    shape: tuple[int, int], transposed: bool, dtype: torch.dtype, device: torch.device, _threads: int
+    product: Callable[[Tensor, Tensor], Tensor],
+    shape: tuple[int, int],
+    transposed: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    _threads: int,
 ) -> frozenset[int]:
     generator = torch.Generator().manual_seed(0)
     outputs, inputs = min(shape[0], _PROBED_COLUMNS), shape[1]
     weight = torch.randn(outputs, inputs, generator=generator).to(device, dtype)
     weight = weight.t().contiguous().t() if transposed else weight
     x = torch.randn(max(_ROW_COUNTS), inputs, generator=generator).to(device, dtype)
-    reference = nn.functional.linear(x, weight)
-    return frozenset(
-        n for n in _ROW_COUNTS if not torch.equal(nn.functional.linear(x[:n], weight), reference[:n])
-    )
+    reference = product(x, weight)
+    return frozenset(n for n in _ROW_COUNTS if not torch.equal(product(x[:n], weight), reference[:n]))
 
 
 @lru_cache(maxsize=64)

@@ -158,7 +158,7 @@ def test_products_of_all_layers_are_probed(llama: Any, monkeypatch: pytest.Monke
     mlp = llama.model.layers[2].mlp
     mlp.up_proj = nn.Linear(mlp.up_proj.in_features, 7 * mlp.up_proj.out_features, bias=False)
     probe(LayeredDecoder(llama))
-    assert tuple(mlp.up_proj.weight.shape) in [shape for shape, *_ in probed]
+    assert tuple(mlp.up_proj.weight.shape) in [shape for _, shape, *_ in probed]
 
 
 def test_only_gpt2s_matrices_are_probed_transposed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +167,9 @@ def test_only_gpt2s_matrices_are_probed_transposed(monkeypatch: pytest.MonkeyPat
     for name in ("gpt2", "mixtral"):
         seen = probed[name] = set()
         monkeypatch.setattr(
-            shapes, "_probe_product", lambda shape, how, *_, seen=seen: seen.add((shape, how)) or frozenset()
+            shapes,
+            "_probe_product",
+            lambda _, shape, how, *more, seen=seen: seen.add((shape, how)) or frozenset(),
         )
         probe(LayeredDecoder(tiny_model(name)))
     assert any(transposed for _, transposed in probed["gpt2"])
