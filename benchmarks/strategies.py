@@ -93,7 +93,10 @@ def contenders(exit_layer: int, found: Mapping[str, Any] = SIBLINGS) -> tuple[Co
 
 
 def costs(model: Any) -> dict[str, Any]:
-    """What passes cost in plain steps: verification by width, draft steps by exit layer and by width."""
+    """What passes cost in plain steps: verification by width, draft steps by exit layer and by width.
+
+    Numbers are texts where they are keys, as JSON will have them.
+    """
     decoder = LayeredDecoder(model)
     n_layers = decoder.n_layers
     view = LowBitView(decoder, n_layers, fastest_bits(decoder))
@@ -102,10 +105,10 @@ def costs(model: Any) -> dict[str, Any]:
     return {
         "layers": n_layers,
         "step_seconds": step,
-        "exit_step": {e: exact.seconds(e, 1) / step for e in range(1, n_layers)},
-        "view_step": {e: low.seconds(e, 1) / step for e in range(1, n_layers + 1)},
-        "verify": {m: exact.seconds(n_layers, m) / step for m in WIDTHS},
-        "low_bit_step": {m: low.seconds(n_layers, m) / step for m in WIDTHS},
+        "exit_step": {str(e): exact.seconds(e, 1) / step for e in range(1, n_layers)},
+        "view_step": {str(e): low.seconds(e, 1) / step for e in range(1, n_layers + 1)},
+        "verify": {str(m): exact.seconds(n_layers, m) / step for m in WIDTHS},
+        "low_bit_step": {str(m): low.seconds(n_layers, m) / step for m in WIDTHS},
         "view_bytes": view.bytes,
         "view_share": view.bytes / view.viewed_bytes,
     }
