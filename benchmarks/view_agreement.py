@@ -1,7 +1,7 @@
 """How often a low-bit view of a model chooses what the model chooses, along held-out code.
 
     python benchmarks/view_agreement.py
-    python benchmarks/view_agreement.py --dtype bfloat16 --prompts 8
+    python benchmarks/view_agreement.py --prompts 8
 
 All layers and the head are viewed, and every token is predicted from the text before it. "In its first two":
 among the two candidates that a chain with siblings would verify.
@@ -91,7 +91,8 @@ def page(found: dict[str, Any]) -> str:
     lines += [f"| {name} | {' | '.join(f'{x:.3f}' for x in row.values())} |" for name, row in rows.items()]
     lines += [
         "",
-        f"{found['tokens']} tokens of benchmarks/prompts/code.jsonl, {found['dtype']}, {found['hardware']}. "
+        f"{found['texts']} texts of {found['tokens']} tokens of benchmarks/prompts/code.jsonl, "
+        f"{found['dtype']}, {found['hardware']}. "
         f"{named_versions(found['versions'])}.",
         "",
     ]
@@ -103,7 +104,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
@@ -111,11 +111,11 @@ def main() -> int:
     options = parser.parse_args()
     found: dict[str, Any] = {"views": {}}
     for model, folder in MODELS.items():
-        loaded = load(folder, options.dtype, "cpu", options.threads)
+        loaded = load(folder, "float32", "cpu", options.threads)
         decoder = LayeredDecoder(loaded.model)
         code = read_prompts(bundled_prompts())
         texts = tokenized(loaded.tokenizer, code, options.prompt_tokens, options.prompts)
-        found |= conditions(loaded.model) | {"tokens": sum(map(len, texts))}
+        found |= conditions(loaded.model) | {"texts": len(texts), "tokens": options.prompt_tokens}
         for way, bits, meanwhile in ways():
             with meanwhile:
                 view = LowBitView(decoder, decoder.n_layers, bits)

@@ -12,37 +12,14 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pages import Block, read_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-BLOCK = re.compile(r"(?:<!-- (?P<mark>[^>]*?) -->\n+)?```(?P<language>\w+)\n(?P<code>.*?)^```", re.S | re.M)
 SHELLS = {"console", "bash", "sh", "shell"}
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, the code, the first line's number, the comment mark before it."""
-
-    language: str
-    code: str
-    line: int
-    mark: str
-
-
-def read_blocks(text: str) -> list[Block]:
-    return [
-        Block(
-            found["language"],
-            found["code"],
-            text.count("\n", 0, found.start("code")) + 1,
-            found["mark"] or "",
-        )
-        for found in BLOCK.finditer(text)
-    ]
 
 
 def commands(block: Block) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ CONTENDERS = ["--contenders", "generate", "AR", "AR, one row", "low bit, tree", 
 FIGURES = {
     "round_profile": ["Lookup after 100,000 tokens", " microseconds on ", ", target 50: "],
     "never_slower": ["| random weights, chat, greedy |", "target 0.97: "],
-    "strategies": ["| low bit, tree |", "draft cost c", "MiB added"],
+    "strategies": ["draft cost c", "MiB added"],
+    "view_agreement": ["| plain twin: 4 bits, scale and offset refitted | 0.", "2 texts of 128 tokens of "],
     "wrap_time": [
         "the rest, most seconds: ",
         "; target 1: ",
@@ -55,6 +57,7 @@ def load(script: str) -> Any:
         ("never_slower", ["--only", "random weights", "--prompts", "1", *SHORT], "never_slower"),
         ("wrap_time", ["--shape", "1b", "--repeats", "1", "--threads", "1"], "wrap_time"),
         ("gpu_prediction", ["--prompts", "1"], "gpu_prediction"),
+        ("view_agreement", ["--prompts", "2", "--threads", "1"], "view_agreement"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -71,6 +74,8 @@ def test_a_script_measures_and_writes_its_results(
     page = (tmp_path / f"{written}.md").read_text()
     assert "|" in page
     assert all(figure in page for figure in FIGURES.get(script, ()))
+    if script == "strategies":  # draft cost, width of a verification
+        assert re.search(r"^\| low bit, tree \| \d\.\d\d \| \d+\.\d \| ", page, re.M)
     stored = tmp_path / f"{written}.json"
     assert script == "gpu_prediction" or json.loads(stored.read_text())
 
