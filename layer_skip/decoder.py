@@ -78,7 +78,7 @@ class LayeredDecoder:
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The decoder layers, as shells that share every submodule with the model's."""
+        """The decoder layers, as shells that share the parameters of the model's and most of its modules."""
         return self._layers
 
     @property

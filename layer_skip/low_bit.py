@@ -61,7 +61,8 @@ class LowBitView:
         advance: told the name of each matrix before it is packed or taken over.
         head: whether to view the head too.
         begun: a view whose packed matrices are taken over where they are this one's too.
-        dtype: of the products; None for what the device is fast in (bf16 on a CPU, elsewhere the weights').
+        dtype: of the products but those of whole numbers; None for what the device is fast in (bf16 on a CPU,
+            elsewhere the weights').
 
     Raises:
         NothingToViewError: no matrix of these layers can be packed, or they do not run with packed ones.

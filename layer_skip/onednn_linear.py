@@ -8,6 +8,7 @@ the same bits at multiples of 4 alone, oneDNN's from 2 on.
 import copy
 import functools
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,8 +16,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from layer_skip.adapters import kept_in
 from layer_skip.products import is_plain_matrix
-from layer_skip.shells import replaced
+from layer_skip.shells import is_compiled, replaced
 
 LEAST_WEIGHTS = 1 << 19
 """Weights of a matrix from which on oneDNN is faster: a product of its takes some 50 microseconds more."""
@@ -56,12 +58,27 @@ _made: WeakKeyDictionary[nn.Module, OneDNNLinear] = WeakKeyDictionary()
 
 
 def with_fast_products(module: nn.Module) -> nn.Module:
-    """`module`, or a shell of it where it has matrices that oneDNN multiplies faster."""
-    table = {m: _faster(m) for m in module.modules() if _is_slow(m)} if onednn_is_faster() else {}
+    """`module`, or a shell of it where it has matrices that oneDNN multiplies faster.
+
+    Left alone are those that a module around them may read or call in its own way: then it is not known which
+    product runs, and so not which rows have the same bits.
+    """
+    if not onednn_is_faster():
+        return module
+    kept = kept_in(module)
+    table = {m: _faster(m) for m in _called(module) if m not in kept and _is_large(m)}
     return replaced(module, table) if table else module
 
 
-def _is_slow(module: nn.Module) -> bool:
+def _called(module: nn.Module) -> Iterator[nn.Module]:
+    """`module` and what is below it, but for what a forward bound to the module itself would call."""
+    yield module
+    if "forward" not in vars(module) and not is_compiled(module):
+        for part in module.children():
+            yield from _called(part)
+
+
+def _is_large(module: nn.Module) -> bool:
     if not is_plain_matrix(module):
         return False
     weight: Any = module.weight
@@ -70,8 +87,14 @@ def _is_slow(module: nn.Module) -> bool:
 
 
 def _faster(module: nn.Module) -> OneDNNLinear:
-    if module not in _made:
+    found = _made.get(module)
+    if (
+        found is None
+        or found._parameters is not module._parameters
+        or found._forward_hooks is not module._forward_hooks
+    ):
         shell: Any = copy.copy(module)
         shell.__class__ = OneDNNLinear
-        _made[module] = shell
-    return _made[module]
+        _made.pop(module, None)
+        found = _made.setdefault(module, shell)  # another thread's, if it was first
+    return found

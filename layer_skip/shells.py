@@ -23,12 +23,22 @@ def with_our_attention(layer: nn.Module, attention: str) -> nn.Module:
 
 
 def replaced(module: nn.Module, table: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """`module` with its parts looked up in `table`; a shell where any was found, itself where none was."""
+    """`module` with its parts looked up in `table`; a shell where any was found, itself where none was.
+
+    What torch.compile made of a module stays whole: it runs the module that it was made of.
+    """
     if module in table:
         return table[module]
-    parts = {name: part and replaced(part, table) for name, part in module._modules.items()}
+    if is_compiled(module):
+        return module
+    parts = {name: None if p is None else replaced(p, table) for name, p in module._modules.items()}
     if all(parts[name] is part for name, part in module._modules.items()):
         return module
     shell = copy.copy(module)
     shell._modules = parts
     return shell
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether this is what torch.compile made of a module."""
+    return "_orig_mod" in module._modules

@@ -52,7 +52,8 @@ class SpeculationConfig:
     Trees verify more tokens in a pass, and in bf16 they may flip a near-tie: branches stand elsewhere in the
     cache, where sums round differently."""
     draft_bits: Literal[4, 8] | Auto = "auto"
-    """Bits of the low-bit view. "auto": 4, but 8 on a CPU with AVX2 alone, which is faster in those."""
+    """Bits of the low-bit view. "auto": those of a profile that is named, else 4, but 8 for models of large
+    matrices on a CPU with AVX2 and no AVX512, which is faster in those."""
     draft_memory: int | str | None = None
     """Most memory that a low-bit view may add, in bytes or as "1GiB"; the largest view that fits is made, and
     none for 0."""

@@ -76,6 +76,7 @@ class Speculation:
         self.view, self.view_note = wanted_view(
             decoder,
             self.config,
+            bits,
             self.profiles.values(),
             timer=self._time,
             exact=lambda: knowledge.exact,

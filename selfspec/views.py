@@ -30,13 +30,15 @@ def view_bits(config: SpeculationConfig, decoder: LayeredDecoder, profiles: Iter
     """Bits of the view that the settings ask for; by default those of the profiles that they name."""
     if config.draft_bits != "auto":
         return config.draft_bits
-    recorded = [p.draft_bits for p in profiles if config.names_profiles and p.setting.arm.low_bit]
-    return recorded[-1] if recorded and recorded[-1] else fastest_bits(decoder)
+    named = profiles if config.names_profiles else ()
+    recorded = [p.draft_bits for p in named if p.setting.arm.low_bit and p.draft_bits]
+    return recorded[-1] if recorded else fastest_bits(decoder)
 
 
 def wanted_view(
     decoder: LayeredDecoder,
     config: SpeculationConfig,
+    bits: int,
     profiles: Iterable[Profile],
     timer: Timer,
     exact: Callable[[], PassCosts],
@@ -45,6 +47,7 @@ def wanted_view(
     """The view that calls draft by, and a line that says what was made; "" where nothing was asked for.
 
     Args:
+        bits: of the view.
         profiles: those that calls may follow.
         timer: of passes.
         exact: costs of the model's own passes.
@@ -57,8 +60,7 @@ def wanted_view(
         return None, ""
     if parse_bytes(config.draft_memory) == 0:
         return None, f"draft_memory={config.draft_memory!r}: no low-bit view"
-    profiles = list(profiles)
-    begun, bits = None, view_bits(config, decoder, profiles)
+    begun = None
     if config.kind == "auto" and config.names_profiles:  # calls that follow none do without
         if not any(profile.setting.arm.low_bit for profile in profiles):
             return None, ""
@@ -89,8 +91,8 @@ def _worthwhile_layer(
     if not _may_pay(step.layer[0], own):
         steps = own[WIDTHS.index(_NAMED)] / own[0]
         return None, (
-            f"no low-bit view: verifying {_NAMED} tokens takes {steps:.1f} plain steps here, so that drafts "
-            "would not pay if they were always right"
+            f"no low-bit view: a layer in {bits} bits takes {share:.2f} of its own time here and verifying "
+            f"{_NAMED} tokens {steps:.1f} plain steps, so that drafts would not pay if they were always right"
         )
     return first, ""
 

@@ -21,7 +21,7 @@ _FORGETTING = 0.99
 _PRIOR_WEIGHT = 4.0
 _PRIOR_AGREEMENT = 0.3
 """Agreement of an early layer before anything is known of the model."""
-_ROUNDING = {4: 0.9, 8: 0.98}
+_ROUNDING = {4: 0.9, 8: 0.96}
 """Agreement of the whole model in few bits with itself, before it was tried."""
 _ENOUGH = 2 * SAMPLES
 _HIGHEST = 0.98

@@ -146,3 +146,19 @@ def test_where_it_is_missing_it_is_not_taken(missing: str, monkeypatch: pytest.M
         assert not int8_product.int8_is_fastest()
     finally:
         int8_is_fastest.cache_clear()
+
+
+def test_it_is_fbgemms_whatever_engine_quantized_modules_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, x = random(16, 64, seed=1), random(2, 64, seed=2)
+    expected = Int8Product(weight)(x)
+    chosen = torch.backends.quantized.engine
+    try:
+        torch.backends.quantized.engine = "onednn"
+        assert torch.equal(Int8Product(weight)(x), expected)
+        assert torch.backends.quantized.engine == "onednn"
+    finally:
+        torch.backends.quantized.engine = chosen
+
+
+def test_no_rows_give_no_rows() -> None:
+    assert Int8Product(random(16, 64, seed=1))(torch.empty(0, 64)).shape == (0, 16)

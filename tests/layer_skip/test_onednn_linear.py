@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -134,6 +135,42 @@ def test_a_view_is_not_packed_again_for_every_call(llama: Any, monkeypatch: pyte
     llama.generate(**REQUEST)
     monkeypatch.setattr(low_bit, "PackedLinear", lambda *_: pytest.fail("packed again"))
     llama.generate(**REQUEST)
+
+
+def test_what_a_module_calls_in_its_own_way_stays(llama: Any) -> None:
+    """Bound to the model's own module, its forward would pass a shell by, and the probe would not know."""
+    first, second, *_ = llama.model.layers
+    first.mlp.forward = MethodType(lambda mlp, x: type(mlp).forward(mlp, x), first.mlp)
+    second.mlp = torch.compile(second.mlp, backend="eager")
+    children = dict(second.mlp._orig_mod._modules)
+    expected = own_generate(llama, **REQUEST)
+    assert len(replaced_in(llama)) == 7 * LAYERS + 1 - 2 * 3
+    for settings in ({"draft_length": 0}, {"draft": "low_bit", "draft_length": 3}):
+        selfspec.wrap(llama, **settings)
+        assert torch.equal(llama.generate(**REQUEST), expected)
+        selfspec.unwrap(llama)
+    assert second.mlp._orig_mod._modules == children
+
+
+def test_what_an_adapter_reads_stays(llama: Any) -> None:
+    peft = pytest.importorskip("peft", reason="adapters need peft")
+    options = {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False}
+    peft.inject_adapter_in_model(peft.LoraConfig(**options, use_dora=True), llama)
+    assert len(replaced_in(llama)) == 6 * LAYERS + 1
+    expected = own_generate(llama, **REQUEST)
+    selfspec.wrap(llama, draft="early_exit", exit_layer=2, draft_length=3)
+    assert torch.equal(llama.generate(**REQUEST), expected)
+
+
+def test_parameters_and_hooks_that_were_put_aside_are_not_kept(llama: Any) -> None:
+    projection = llama.model.layers[0].mlp.up_proj
+    before = replaced_in(llama)
+    projection._parameters = {"weight": nn.Parameter(-projection.weight.detach()), "bias": None}
+    after = replaced_in(llama)
+    assert sum(a is not b for a, b in zip(before, after, strict=True)) == 1
+    assert {id(m.weight) for m in after} == {id(p) for p in llama.parameters() if p.dim() == 2} - {
+        id(llama.model.embed_tokens.weight)
+    }
 
 
 def test_gradients_and_autocast_are_pytorchs() -> None:
