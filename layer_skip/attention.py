@@ -19,6 +19,7 @@ ATTENTION = "selfspec"
 
 _FOLDED_ROWS = 128
 """Up to this many rows a pass is bound by reading keys and values, beyond it by arithmetic."""
+_LEAST_QUERIES = 4
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,12 @@ def attend(
         # The query heads of a group become rows of one head: their keys and values are read once.
         folded = query.reshape(batch, key.shape[1], groups * width, -1)
         rows = attention_mask.expand(batch, groups, width, -1).reshape(batch, 1, groups * width, -1)
-        out = F.scaled_dot_product_attention(folded, key, value, attn_mask=rows, scale=scaling)
+        out = _dot_product(folded, key, value, rows, scaling)
         return out.reshape(batch, heads, width, -1).transpose(1, 2).contiguous(), None
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if plain:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
+        out = _dot_product(query, key, value, attention_mask, scaling)
         return out.transpose(1, 2).contiguous(), None
     scores = torch.matmul(query, key.transpose(2, 3)) * (
         query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -95,6 +96,20 @@ def attend(
         scores = torch.cat([scores, sinks], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     return torch.matmul(weights[..., : key.shape[2]], value).transpose(1, 2).contiguous(), None
+
+
+def _dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """PyTorch's attention, on a CPU over _LEAST_QUERIES queries at least.
+
+    Fewer go another way there, on which sums round differently; so a pass of one token would have to be wider
+    in all its products, too, for its bits to be those that it has among others.
+    """
+    queries = query.shape[2]
+    if query.device.type == "cpu" and queries < _LEAST_QUERIES:
+        times = -(-_LEAST_QUERIES // queries)
+        query, mask = query.repeat(1, 1, times, 1), mask.repeat(1, 1, times, 1)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return out[:, :, :queries]
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,28 @@ def test_attention_is_its_definition(heads: int, kv_heads: int, width: int, soft
         expected = by_definition(query, key, value, mask, scaling or 1 / math.sqrt(8), softcap)
         torch.testing.assert_close(actual, expected)
         assert weights is None
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 2), (4, 1)])
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_few_queries_are_joined_by_others_that_leave_no_trace(
+    heads: int, kv_heads: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's attention over fewer than four rounds otherwise on a CPU: see `_dot_product`."""
+    asked: list[int] = []
+    own = nn.functional.scaled_dot_product_attention
+
+    def spied(query: Tensor, *arguments: Tensor, **keywords: Any) -> Tensor:
+        asked.append(query.shape[2])
+        return own(query, *arguments, **keywords)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", spied)
+    query, key, value = (torch.randn(2, n, 32, 16) for n in (heads, kv_heads, kv_heads))
+    mask = causal_mask(torch.tensor([[9], [20]]) + torch.arange(width), 32, None, torch.float32)
+    actual, _ = attend(nn.Module(), query[:, :, :width], key, value, mask)
+    assert min(asked) >= 4
+    assert actual.shape == (2, width, heads, 16) and actual.is_contiguous()
+    torch.testing.assert_close(actual, by_definition(query[:, :, :width], key, value, mask, 0.25, None))
 
 
 @pytest.mark.parametrize("heads", [2, 6])
