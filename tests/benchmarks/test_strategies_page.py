@@ -15,6 +15,8 @@ STORED = json.loads((ROOT / "benchmarks/results/strategies.json").read_text())
 
 def test_the_page_and_the_readme_are_those_of_the_stored_results() -> None:
     assert (ROOT / "benchmarks/results/strategies.md").read_text() == page(STORED)
+    other = ROOT / "benchmarks/results/float32"
+    assert (other / "strategies.md").read_text() == page(json.loads((other / "strategies.json").read_text()))
     assert f"{BEGIN}\n\n{table(STORED)}\n\n{END}" in (ROOT / "README.md").read_text()
 
 
