@@ -72,8 +72,9 @@ def describe(shapes: ShapePlan, deterministic: bool) -> str:
         return "not deterministic: rounding may flip a near-tie when settings change"
     if shapes.doubt:
         return f"{shapes.doubt}: rounding may flip a near-tie"
-    width, quantum = shapes.width(1, 1), shapes.key_quantum
-    return f"bit-equal rows: at least {width} query tokens, keys in multiples of {quantum}"
+    width = shapes.width(1, 1)
+    least = f"at least {width} query tokens, " if width > 1 else ""
+    return f"bit-equal rows: {least}keys in multiples of {shapes.key_quantum}"
 
 
 def padding_on_device(why_not_lean: str, shapes: Callable[[], ShapePlan]) -> ShapePlan:

@@ -190,3 +190,15 @@ def test_rows_of_every_count_up_to_32_are_probed_and_padded_where_they_differ(
     assert plan.exact is exact
     if exact:
         assert all(plan.width(1, width) not in bad for width in range(1, 33))
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ((), "bit-equal rows: keys in multiples of 64"),
+        ((1, 2), "bit-equal rows: at least 3 query tokens, keys in multiples of 64"),
+    ],
+)
+def test_the_padding_is_said(bad: tuple[int, ...], said: str) -> None:
+    plan = ShapePlan(bad_rows=frozenset(bad), doubt="")
+    assert describe(plan, deterministic=True) == said
