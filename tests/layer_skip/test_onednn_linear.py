@@ -19,6 +19,7 @@ import selfspec
 from layer_skip import low_bit, onednn_linear
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.onednn_linear import OneDNNLinear, onednn_is_faster, onednn_product
+from selfspec import shapes
 from selfspec.shapes import probe
 
 pytestmark = pytest.mark.skipif(
@@ -105,15 +106,19 @@ def test_sampled_text_is_ars_for_every_strategy(llama: Any) -> None:
     assert all(torch.equal(text, found[0]) for text in found)
 
 
-def test_it_is_what_is_probed(llama: Any) -> None:
-    """Rows of a pass at the shapes that the probe found have the bits that they have alone."""
-    plan = probe(LayeredDecoder(llama))
-    (linear, *_) = replaced_in(llama)
-    x = torch.randn(32, linear.in_features)
-    with torch.no_grad():
-        whole = linear(x)
-        for rows in set(range(1, 33)) - plan.bad_rows:
-            assert torch.equal(linear(x[:rows]), whole[:rows])
+def test_the_product_that_runs_is_what_is_probed(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: dict[tuple[int, int], Any] = {}
+
+    def of(product: Any, shape: tuple[int, int], *_: object) -> frozenset[int]:
+        probed[shape] = product
+        return frozenset()
+
+    monkeypatch.setattr(shapes, "_probe_product", of)
+    llama.model.layers[1].mlp.up_proj = nn.Linear(32, 50, bias=False)
+    llama.model.layers[1].mlp.up_proj.register_forward_hook(lambda *_: None)  # stays PyTorch's
+    probe(LayeredDecoder(llama))
+    assert probed.pop((50, 32)) is nn.functional.linear
+    assert probed and set(probed.values()) == {onednn_product}
 
 
 def test_new_weights_are_multiplied_at_once(llama: Any) -> None:
