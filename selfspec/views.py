@@ -20,6 +20,8 @@ _WORTHWHILE = 0.75
 """A view is made for "auto" when its layer takes at most this share of the model's own."""
 _NAMED = 4
 """Tokens of the verification whose cost is named where none pays."""
+_LEAST_GAIN = 0.9
+"""What rounds without a miss must take of plain steps at most: real ones have misses."""
 _SLOW_MATRICES = 1 << 27
 """Weights from which on making a view takes seconds; on a terminal that is shown, and what came of it."""
 
@@ -92,20 +94,20 @@ def _worthwhile_layer(
         steps = own[WIDTHS.index(_NAMED)] / own[0]
         return None, (
             f"no low-bit view: a layer in {bits} bits takes {share:.2f} of its own time here and verifying "
-            f"{_NAMED} tokens {steps:.1f} plain steps, so that drafts would not pay if they were always right"
+            f"{_NAMED} tokens {steps:.1f} plain steps, so that drafts would hardly pay if they were always right"
         )
     return first, ""
 
 
 def _may_pay(draft: float, verify: Sequence[float]) -> bool:
-    """Whether rounds without a miss would be faster than plain steps, at any of WIDTHS.
+    """Whether rounds without a miss would be faster than plain steps by a tenth, at any of WIDTHS.
 
     Args:
         draft: seconds of a draft token, a layer.
         verify: seconds of a pass over as many tokens as WIDTHS says, a layer.
     """
     rounds = ((width - 1) * draft + seconds for width, seconds in zip(WIDTHS, verify, strict=True))
-    return any(taken < width * verify[0] for width, taken in zip(WIDTHS, rounds, strict=True))
+    return any(taken < _LEAST_GAIN * width * verify[0] for width, taken in zip(WIDTHS, rounds, strict=True))
 
 
 def make_view(

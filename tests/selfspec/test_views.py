@@ -80,9 +80,12 @@ def test_no_view_is_made_where_verifying_costs_as_much_as_plain_steps(
     selfspec.wrap(llama)
     assert llama.speculation.view_note == (
         "no low-bit view: a layer in 4 bits takes 0.20 of its own time here and verifying 4 tokens 3.5 plain "
-        "steps, so that drafts would not pay if they were always right"
+        "steps, so that drafts would hardly pay if they were always right"
     )
-    share = 0.75  # and 0.2 to draft a token
+    share = 0.72  # and 0.2 to draft a token: by 8% faster at the most
+    selfspec.wrap(llama)
+    assert llama.speculation.view is None
+    share = 0.65
     selfspec.wrap(llama)
     assert llama.speculation.view is not None
 
