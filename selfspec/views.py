@@ -94,7 +94,8 @@ def _worthwhile_layer(
         steps = own[WIDTHS.index(_NAMED)] / own[0]
         return None, (
             f"no low-bit view: a layer in {bits} bits takes {share:.2f} of its own time here and verifying "
-            f"{_NAMED} tokens {steps:.1f} plain steps, so that drafts would hardly pay if they were always right"
+            f"{_NAMED} tokens {steps:.1f} plain steps, so that drafts would hardly pay if they were always "
+            "right"
         )
     return first, ""
 
