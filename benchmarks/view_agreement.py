@@ -19,10 +19,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from gpu_page import table
+from gpu_prediction import exit_logits
 from torch import Tensor
 
 from layer_skip.decoder import LayeredDecoder
-from layer_skip.exits import NoCache
 from layer_skip.int8_product import int8_is_fastest
 from layer_skip.low_bit import LowBitView
 from layer_skip.rounding import Rounded
@@ -60,11 +61,8 @@ def ways() -> Iterator[tuple[str, int, AbstractContextManager[Any]]]:
 
 
 def logits(decoder: LayeredDecoder, tokens: Sequence[int]) -> Tensor:
-    """[T, V]"""
-    ids = torch.tensor([tokens])
-    span = decoder.span(torch.arange(ids.shape[1])[None], ids.shape[1], 0)
-    hidden = decoder.run(decoder.embed(ids, span), 0, decoder.n_layers, span, NoCache())
-    return decoder.logits(hidden)[0]
+    """[T, V] behind all layers."""
+    return next(exit_logits(decoder, tokens, [decoder.n_layers]))
 
 
 def agreement(decoder: LayeredDecoder, view: LowBitView, texts: Sequence[Sequence[int]]) -> dict[str, float]:
@@ -85,11 +83,8 @@ def agreement(decoder: LayeredDecoder, view: LowBitView, texts: Sequence[Sequenc
 def page(found: dict[str, Any]) -> str:
     """A table for both models."""
     lines = ["# Agreement of low-bit views", "", str(__doc__).split("\n\n")[2], ""]
-    rows = found["views"]
-    columns = [*next(iter(rows.values()))]
-    lines += [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    lines += [f"| {name} | {' | '.join(f'{x:.3f}' for x in row.values())} |" for name, row in rows.items()]
     lines += [
+        *table(found["views"]),
         "",
         f"{found['texts']} texts of {found['tokens']} tokens of benchmarks/prompts/code.jsonl, "
         f"{found['dtype']}, {found['hardware']}. "

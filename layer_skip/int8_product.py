@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from layer_skip.rounding import round_outputs
+
 _LEAST_SCALE = 1e-10
 _MOST, _ZERO = 63, 64
 """Inputs are levels from -63 to 63, kept as 1 to 127."""
@@ -43,8 +45,8 @@ class Int8Product:
 
     def __init__(self, weight: Tensor) -> None:
         self._shape = weight.shape
-        scales = (weight.abs().amax(dim=1).float() / 127).clamp_(min=_LEAST_SCALE)
-        levels = (weight.float() / scales[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+        levels, scales = round_outputs(weight, torch.float32)
+        scales.clamp_(min=_LEAST_SCALE)
         with warnings.catch_warnings():  # that it will go one day; `int8_is_fastest` looks whether it has
             warnings.simplefilter("ignore", UserWarning)
             quantized = torch._make_per_channel_quantized_tensor(

@@ -199,6 +199,10 @@ class _ToPack(NamedTuple):
 
 def _matrices(decoder: LayeredDecoder, n_layers: int, bits: int, head: bool = True) -> Iterator[_ToPack]:
     """What can be packed, and how."""
+
+    def rounds_inputs(size: int) -> bool:
+        return bits == 8 and _is_for_int8(decoder.device, size)
+
     weights = 0
     attention_group = FINE_GROUP if decoder.device.type == "cpu" else COARSE_GROUP
     for index, layer in enumerate(decoder.layers[:n_layers]):
@@ -209,13 +213,11 @@ def _matrices(decoder: LayeredDecoder, n_layers: int, bits: int, head: bool = Tr
                 group = attention_group if module in attention else COARSE_GROUP
                 size = _matrix(module)[0].numel()
                 weights += size
-                rounds_inputs = bits == 8 and _is_for_int8(decoder.device, size)
-                yield _ToPack(f"layer {index}: {name}", module, bits, group, rounds_inputs)
+                yield _ToPack(f"layer {index}: {name}", module, bits, group, rounds_inputs(size))
     if head and _is_plain(decoder.head):
         size = _matrix(decoder.head)[0].numel()
         finely = size <= _SMALL_HEAD * weights and decoder.device.type == "cpu"
-        rounds_inputs = bits == 8 and _is_for_int8(decoder.device, size)
-        yield _ToPack("head", decoder.head, 8 if finely else bits, FINE_GROUP, rounds_inputs)
+        yield _ToPack("head", decoder.head, 8 if finely else bits, FINE_GROUP, rounds_inputs(size))
 
 
 def _is_plain(module: nn.Module) -> bool:

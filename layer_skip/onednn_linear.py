@@ -65,9 +65,11 @@ def with_fast_products(module: nn.Module) -> nn.Module:
     """
     if not onednn_is_faster():
         return module
+    large = [m for m in _called(module) if _is_large(m)]
+    if not large:
+        return module
     kept = kept_in(module)
-    table = {m: _faster(m) for m in _called(module) if m not in kept and _is_large(m)}
-    return replaced(module, table) if table else module
+    return replaced(module, {m: _faster(m) for m in large if m not in kept})
 
 
 def _called(module: nn.Module) -> Iterator[nn.Module]:
@@ -79,11 +81,15 @@ def _called(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_large(module: nn.Module) -> bool:
-    if not is_plain_matrix(module):
-        return False
-    weight: Any = module.weight
-    large = weight.numel() >= LEAST_WEIGHTS
-    return large and weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
+    weight: Any = module._parameters.get("weight")
+    return (
+        weight is not None
+        and weight.numel() >= LEAST_WEIGHTS
+        and weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+        and weight.is_contiguous()
+        and is_plain_matrix(module)
+    )
 
 
 def _faster(module: nn.Module) -> OneDNNLinear:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layer_skip.int8_product import Int8Product, int8_bytes
-from layer_skip.rounding import Rounded, round_weights
+from layer_skip.rounding import Rounded, round_outputs, round_weights
 from selfspec_kernels.low_bit_product import low_bit_product
 from selfspec_kernels.low_bit_product_reference import TILE_INPUTS, TILE_OUTPUTS, pack_levels, pack_scales
 
@@ -13,7 +13,6 @@ _ROW_MULTIPLE = TILE_OUTPUTS
 """PyTorch's packed products take outputs in multiples of 16 too."""
 _COLUMN_MULTIPLE = 16
 """Inputs of the 8-bit product come in multiples of this: in bf16 and fp16 it reads past the end of others."""
-_LEAST_SCALE = 1e-10
 
 
 class PackedLinear(nn.Module):
@@ -63,10 +62,7 @@ class PackedLinear(nn.Module):
             rounded = round_weights(padded, bits, group, product_dtype)
             self.packed, self.scales = _packed(rounded, group, self.on_gpu)
         else:
-            self.scales = (padded.float().abs().amax(dim=1) / 127).to(product_dtype)
-            # The scale of a row of zeros is 0.
-            steps = self.scales.float().clamp(min=_LEAST_SCALE)[:, None]
-            self.packed = (padded.float() / steps).round_().clamp_(-127, 127).to(torch.int8)
+            self.packed, self.scales = round_outputs(padded, product_dtype)
 
     @property
     def bias(self) -> Tensor | None:

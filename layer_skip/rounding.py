@@ -73,3 +73,12 @@ def _round(weight: Tensor, bits: int, group: int, dtype: torch.dtype) -> tuple[T
     stored_offset = (low + middle * scale).to(dtype)
     q = ((x - stored_offset.float()) / stored_scale.float().clamp(min=_LEAST_SCALE) + middle).round_()
     return q.clamp_(0, top).to(torch.uint8).view_as(weight), stored_scale[..., 0], stored_offset[..., 0]
+
+
+def round_outputs(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weight [N, K] as int8 levels from -127 to 127, and the step of each output's, [N] in `dtype`."""
+    exact = weight.float()
+    scales = (exact.abs().amax(dim=1) / 127).to(dtype)
+    # The scale of a row of zeros is 0.
+    steps = scales.float().clamp(min=_LEAST_SCALE)[:, None]
+    return (exact / steps).round_().clamp_(-127, 127).to(torch.int8), scales

@@ -107,8 +107,10 @@ def _may_pay(draft: float, verify: Sequence[float]) -> bool:
         draft: seconds of a draft token, a layer.
         verify: seconds of a pass over as many tokens as WIDTHS says, a layer.
     """
-    rounds = ((width - 1) * draft + seconds for width, seconds in zip(WIDTHS, verify, strict=True))
-    return any(taken < _LEAST_GAIN * width * verify[0] for width, taken in zip(WIDTHS, rounds, strict=True))
+    return any(
+        (width - 1) * draft + seconds < _LEAST_GAIN * width * verify[0]
+        for width, seconds in zip(WIDTHS, verify, strict=True)
+    )
 
 
 def make_view(

@@ -159,7 +159,7 @@ def test_where_it_is_missing_it_is_not_taken(missing: str, monkeypatch: pytest.M
         int8_is_fastest.cache_clear()
 
 
-def test_it_is_fbgemms_whatever_engine_quantized_modules_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_fbgemms_whatever_engine_quantized_modules_have() -> None:
     weight, x = random(16, 64, seed=1), random(2, 64, seed=2)
     expected = Int8Product(weight)(x)
     chosen = torch.backends.quantized.engine

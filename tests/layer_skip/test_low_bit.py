@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import NewTensors
-from low_bit_views import logits_of, packed_in
+from low_bit_views import ON_AVX2, logits_of, packed_in
 from tiny_models import LAYERS, VARIANTS, tiny_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -23,16 +22,10 @@ from layer_skip.low_bit import (
     FINE_GROUP,
     LowBitView,
     NothingToViewError,
-    layers_that_fit,
     n_matrices,
-    view_bytes,
 )
 from layer_skip.packed_linear import PackedLinear
 from layer_skip.rounding import round_weights
-
-ON_AVX2 = pytest.mark.skipif(
-    not low_bit.int8_is_fastest(), reason="inputs are rounded on CPUs with AVX2 and no AVX512 alone"
-)
 
 
 @torch.no_grad()
@@ -138,49 +131,10 @@ def test_every_matrix_of_the_layers_and_the_head_is_packed_and_the_rest_shared(n
     assert not any(isinstance(module, PackedLinear) for module in model.modules())
 
 
-@pytest.mark.parametrize(("family", "bits"), [("llama", 4), ("gpt2", 8), ("opt", 4)])
-def test_bytes_reported_are_bytes_held_and_known_beforehand(family: str, bits: int) -> None:
-    decoder = LayeredDecoder(tiny_model(family))
-    new = NewTensors()
-    view = LowBitView(decoder, 3, bits)
-    assert view.bytes == view_bytes(decoder, 3, bits) == new.bytes
-    matrices = [
-        m.weight for layer in decoder.layers[:3] for m in layer.modules() if type(m) in (nn.Linear, Conv1D)
-    ]
-    assert view.viewed_bytes == sum(4 * w.numel() for w in [*matrices, decoder.head.weight])
-
-
 def test_a_head_that_is_small_beside_the_layers_has_eight_bits() -> None:
     decoder = LayeredDecoder(tiny_model("llama", vocab=320, hidden_size=64, intermediate_size=256))
     bits = {n: packed_in(LowBitView(decoder, n).of(decoder))[-1].bits for n in (1, LAYERS)}
     assert bits == {1: 4, LAYERS: 8}
-
-
-def test_at_most_30_percent_of_the_weights_viewed_in_bf16() -> None:
-    sizes = {"hidden_size": 128, "intermediate_size": 512, "vocab": 320}
-    model = tiny_model("llama", **sizes).bfloat16()
-    view = LowBitView(LayeredDecoder(model), LAYERS)
-    assert 0.28 * view.viewed_bytes < view.bytes <= 0.3 * view.viewed_bytes
-    assert view.padded == 0
-
-
-def test_sizes_that_are_no_whole_groups_are_padded_and_counted() -> None:
-    decoder = LayeredDecoder(tiny_model("llama"))  # 97 tokens, and 48 inputs of the last matrix of a layer
-    view = LowBitView(decoder, 2)
-    assert view.padded > 0
-    assert all(p.spare_outputs == -p.outputs % 16 for p in packed_in(view.of(decoder)))
-
-
-def test_the_most_layers_that_fit() -> None:
-    decoder = LayeredDecoder(tiny_model("llama"))
-    sizes = [view_bytes(decoder, n) for n in range(1, LAYERS + 1)]
-    assert sizes == sorted(sizes)
-    for n, size in enumerate(sizes, 1):
-        assert layers_that_fit(decoder, size) == n
-        assert layers_that_fit(decoder, size - 1) == n - 1
-    assert layers_that_fit(decoder, 0) == 0
-    assert layers_that_fit(decoder, 10 * sizes[-1]) == LAYERS
-    assert layers_that_fit(decoder, sizes[1], bits=8) == 1
 
 
 def test_progress_names_every_matrix_once() -> None:
@@ -271,21 +225,6 @@ def test_layers_that_do_not_run_with_packed_weights_are_refused_with_the_reason(
     with pytest.raises(NothingToViewError, match=r"do not run with weights in low bits .*'weight'"):
         LowBitView(decoder, LAYERS)
     LowBitView(decoder, 1)  # the layer before it can be viewed
-
-
-@ON_AVX2
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_in_whole_numbers_memory_is_known_before_and_the_bias_stays(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(low_bit, "LEAST_FOR_INT8", 0)
-    decoder = LayeredDecoder(tiny_model("llama with biases").to(dtype))
-    view = LowBitView(decoder, 2, bits=8)
-    assert view.bytes == view_bytes(decoder, 2, bits=8) == sum(p.bytes for p in packed_in(view.of(decoder)))
-    assert view.bytes > view_bytes(decoder, 2, bits=4)
-    exact, viewed = logits_of(decoder, 2), logits_of(view.of(decoder), 2)
-    assert viewed.dtype == dtype
-    torch.testing.assert_close(viewed.float(), exact.float(), rtol=0, atol=0.1 * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tiny_models import random_prompts
 from torch import Tensor
 
 from layer_skip.decoder import LayeredDecoder
+from layer_skip.int8_product import int8_is_fastest
 from layer_skip.packed_linear import PackedLinear
 from selfspec.cache import KVCache
 
+ON_AVX2 = pytest.mark.skipif(
+    not int8_is_fastest(), reason="inputs are rounded on CPUs with AVX2 and no AVX512 alone"
+)
 TOKENS = random_prompts(13)["input_ids"]
 
 

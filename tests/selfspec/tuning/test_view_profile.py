@@ -126,13 +126,15 @@ def test_a_named_profile_makes_a_view_where_it_drafts_by_it_and_none_else(
         assert not made or model.speculation.view.bits == 4  # the profile's
 
 
-def test_tuning_takes_the_view_that_wrap_has_made(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(low_bit, "LEAST_FOR_INT8", 0)  # the fastest may be 8 bits here
-    selfspec.wrap(llama, draft="low_bit")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_tuning_takes_the_view_that_wrap_has_made(
+    llama: Any, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selfspec.wrap(llama, draft="low_bit", draft_bits=bits)
     view = llama.speculation.view
     monkeypatch.setattr("layer_skip.low_bit.PackedLinear", lambda *_: pytest.fail("packed twice"))
     found: Profile = llama.speculation.tune(PROMPTS, workload="code", save=None, **QUICK)
     assert llama.speculation.view is view
-    assert found.draft_bits == view.bits
+    assert found.draft_bits == view.bits == bits
     selfspec.wrap(llama, draft="early_exit")
     assert llama.speculation.tune(PROMPTS, workload="code", save=None, **QUICK).draft_bits is None
