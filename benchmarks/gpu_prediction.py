@@ -4,16 +4,19 @@
 
 Acceptance is that of the small models on held-out code, teacher-forced: how often draft and target choose
 the same token, for sampled text under the same noise. A pass of an 8B shape takes its bytes over the memory's
-bandwidth; verification is taken to cost 5% more than a plain step, and launching nothing.
+bandwidth; verification is taken to cost 5% more than a plain step, and launching nothing. Layers in 3 and 2
+bits, which no view has, are rounded as those in 4 bits are. In all of them the head is in 8 bits, as views of
+small models keep it on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -21,6 +24,7 @@ from torch import Tensor
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.exits import NoCache
 from layer_skip.low_bit import LowBitView
+from layer_skip.rounding import Rounded, round_weights
 from selfspec.benchmarking.prompts import bundled_prompts, read_prompts, tokenized
 from selfspec.cli.loading import load
 from selfspec.files import write_whole
@@ -30,7 +34,10 @@ BANDWIDTH = 4.3e12
 """Bytes per second: an assumption, 0.9 of what an H200's memory is specified for."""
 LAYERS, LAYER_BYTES, HEAD_BYTES = 32, 436e6, 1.05e9
 """Llama-3-8B in bf16."""
-LOW_BIT_SHARE = 0.29
+WHOLE_BITS = 16
+ROUNDED_BITS = (4, 3, 2)
+SCALE_BITS = 0.6
+"""Of a group's scale and offset, for each weight."""
 VERIFICATION = 1.05
 TEMPERATURE = 0.8
 LONGEST = 12
@@ -40,19 +47,20 @@ DRAWS = 8
 
 @dataclass(frozen=True)
 class Way:
-    """A way to draft: a share of the layers and the head, their weights `bytes` of what bf16 takes."""
+    """A way to draft: a share of the layers and the head, their weights in so many bits."""
 
     depth: float
-    low_bit: bool
+    bits: int
 
     def __str__(self) -> str:
         layers = "all layers" if self.depth == 1 else f"E = L/{1 / self.depth:.0f}"
-        return f"{'4-bit' if self.low_bit else 'bf16'}, {layers}"
+        return f"{'bf16' if self.bits == WHOLE_BITS else f'{self.bits}-bit'}, {layers}"
 
     @property
     def seconds(self) -> float:
         """Of one draft step."""
-        return step_seconds(self.depth * LAYERS, LOW_BIT_SHARE if self.low_bit else 1.0)
+        taken = self.bits if self.bits == WHOLE_BITS else self.bits + SCALE_BITS
+        return step_seconds(self.depth * LAYERS, taken / WHOLE_BITS)
 
 
 @dataclass(frozen=True)
@@ -92,24 +100,36 @@ def exit_logits(decoder: LayeredDecoder, tokens: Sequence[int], exits: Sequence[
         yield decoder.logits(states[exit_layer])[0].float()
 
 
+def rounded_view(decoder: LayeredDecoder, bits: int) -> LayeredDecoder:
+    """All layers as `bits` bits would hold them, kept in the 4 that a view has."""
+
+    def to_fewer(weight: Tensor, container: int, group: int, dtype: torch.dtype) -> Rounded:
+        few = round_weights(weight, bits, group, dtype)
+        return replace(few, q=few.q + 2 ** (container - 1) - 2 ** (bits - 1), bits=container)
+
+    with patch("layer_skip.packed_linear.round_weights", to_fewer):
+        return LowBitView(decoder, decoder.n_layers).of(decoder)
+
+
 def chances(model: Any, prompts: Sequence[Sequence[int]]) -> dict[Way, tuple[float, float]]:
     """Way -> how often it chooses the target's token, greedily and under the same noise, over the prompts."""
     decoder = LayeredDecoder(model)
     depth = decoder.n_layers
-    view = LowBitView(decoder, depth).of(decoder)
+    views = {bits: rounded_view(decoder, bits) for bits in ROUNDED_BITS}
     exits = [max(1, depth // 8), max(1, depth // 4), depth // 2, depth]
     noise = torch.Generator().manual_seed(0)
     found: dict[Way, list[Tensor]] = {}
     for prompt in prompts:
-        exact, rounded = list(exit_logits(decoder, prompt, exits)), list(exit_logits(view, prompt, exits))
+        exact = list(exit_logits(decoder, prompt, exits))
         full = exact[-1]
         gumbel = -torch.empty(DRAWS, *full.shape).exponential_(generator=noise).log()
         drawn = (full / TEMPERATURE + gumbel).argmax(-1)
-        for low_bit, read in ((False, exact[:-1]), (True, rounded)):
-            for exit_layer, logits in zip(exits, read, strict=False):
+        read = {WHOLE_BITS: exact[:-1]} | {b: list(exit_logits(v, prompt, exits)) for b, v in views.items()}
+        for bits, at_exits in read.items():
+            for exit_layer, logits in zip(exits, at_exits, strict=False):
                 same = (logits.argmax(-1) == full.argmax(-1)).float()
                 coupled = ((logits / TEMPERATURE + gumbel).argmax(-1) == drawn).float().mean(0)
-                way = Way(exit_layer / depth, low_bit)
+                way = Way(exit_layer / depth, bits)
                 found.setdefault(way, []).append(torch.stack([same, coupled]))
     return {way: tuple(torch.cat(parts, dim=1).mean(dim=1).tolist()) for way, parts in found.items()}
 

@@ -44,6 +44,16 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(percentile(values, 0.5), percentile(values, 0.2), percentile(values, 0.8))
 
 
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Between which the median of what the values were drawn from lies, with a chance of about 95%.
+
+    How many of n values are below that median is binomial; so it is between the values of ranks
+    n/2 -+ 0.98 sqrt(n), whatever they are spread like (Conover, Practical Nonparametric Statistics, 3.2).
+    """
+    reach = 0.98 / math.sqrt(len(values)) if values else 0.5
+    return percentile(values, max(0.5 - reach, 0)), percentile(values, min(0.5 + reach, 1))
+
+
 def paired_ratios(base: Sequence[float], other: Sequence[float]) -> list[float]:
     """How many times faster `other` [seconds] was than `base` [seconds], prompt by prompt.
 

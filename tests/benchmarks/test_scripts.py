@@ -20,7 +20,11 @@ CONTENDERS = ["--contenders", "generate", "AR", "AR, one row", "low bit, tree", 
 
 FIGURES = {
     "round_profile": ["Lookup after 100,000 tokens", " microseconds on ", ", target 50: "],
-    "never_slower": [r"\| random weights, chat, greedy \|", r"target 0\.97: "],
+    "never_slower": [
+        r"\| random weights, chat, greedy \| \d\.\d\d \(\d\.\d\d-",
+        r"\| \*\*random weights, 8 calls\*\* \| \d\.\d\d \(",
+        r"target 0\.97: ",
+    ],
     "strategies": [
         r"^\| low bit, tree \| \d\.\d\d \| \d+\.\d \| ",  # draft cost, width of a verification
         "draft cost c",

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from selfspec.benchmarking.statistics import Spread, distinct_ngrams, paired_ratios, percentile, spread
+from selfspec.benchmarking.statistics import (
+    Spread,
+    distinct_ngrams,
+    median_interval,
+    paired_ratios,
+    percentile,
+    spread,
+)
 
 
 def test_percentiles_are_interpolated_between_neighbours() -> None:
@@ -26,6 +35,19 @@ def test_a_spread_is_a_median_between_two_percentiles() -> None:
     assert found == Spread(median=3.5, p20=2.0, p80=5.0)
     assert f"{found:.1f}" == "3.5 (2.0-5.0)"
     assert found.as_dict() == {"median": 3.5, "p20": 2.0, "p80": 5.0}
+
+
+@pytest.mark.parametrize("n", [16, 100])
+def test_the_interval_of_a_median_misses_it_in_one_of_twenty_samples(n: int) -> None:
+    draw = random.Random(0)
+    samples = [[draw.expovariate(1.0) for _ in range(n)] for _ in range(2000)]
+    found = [median_interval(sample) for sample in samples]
+    hits = sum(low <= 0.6931 <= high for low, high in found)
+    assert 0.93 < hits / len(found) < 0.975
+
+
+def test_the_interval_of_few_values_is_all_of_them() -> None:
+    assert median_interval([3.0, 1.0]) == (1.0, 3.0)
 
 
 def test_paired_ratios_do_not_see_a_machine_that_slows_down_for_all() -> None:
