@@ -24,6 +24,15 @@ def kept_in(layer: nn.Module) -> dict[nn.Module, str]:
     return kept
 
 
+def switched_in(layer: nn.Module) -> tuple[object, ...]:
+    """What changes when adapters in a decoder layer are switched, on or off or to others."""
+    owners = (module for module in layer.modules() if "base_layer" in module._modules)
+    return tuple(
+        (tuple(getattr(owner, "active_adapters", ())), getattr(owner, "disable_adapters", False))
+        for owner in owners
+    )
+
+
 def _only_calls(owner: nn.Module) -> bool:
     return _name(owner) in _CALLING and not getattr(owner, "lora_variant", None)  # DoRA is a variant of LoRA
 

@@ -49,6 +49,8 @@ class LayeredDecoder:
             raise UnsupportedModelError(
                 f"{type(model).__name__} {known} {family.model_type!r} but lacks a part: {error}"
             ) from error
+        if self._head is None:
+            raise UnsupportedModelError(f"{type(model).__name__} has no LM head: wrap one that has")
         if not family.own_attention:
             layers = [with_our_attention(layer, family.attention) for layer in layers]
         self._layers = [with_fast_products(layer) for layer in layers]

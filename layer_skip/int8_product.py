@@ -5,6 +5,7 @@ row: 0.14 of the time of fp32 and 0.4 of that of bf16, where weights alone in fe
 """
 
 import functools
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from layer_skip.rounding import round_outputs
 _LEAST_SCALE = 1e-10
 _MOST, _ZERO = 63, 64
 """Inputs are levels from -63 to 63, kept as 1 to 127."""
+_lock = threading.Lock()
 _BLOCK = 8, 512
 """Outputs and inputs that FBGEMM keeps together, the last ones padded."""
 
@@ -70,13 +72,14 @@ class Int8Product:
 
 @contextmanager
 def _by_fbgemm() -> Iterator[None]:
-    """Whatever engine the caller has chosen for quantized modules of its own."""
-    chosen = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "fbgemm"
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = chosen
+    """Whatever engine the caller has chosen for modules of its own: there is one for all threads."""
+    with _lock:
+        chosen = torch.backends.quantized.engine
+        torch.backends.quantized.engine = "fbgemm"
+        try:
+            yield
+        finally:
+            torch.backends.quantized.engine = chosen
 
 
 def int8_bytes(outputs: int, inputs: int) -> int:

@@ -8,6 +8,7 @@ the same bits at multiples of 4 alone, oneDNN's from 2 on.
 import copy
 import functools
 import platform
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def onednn_is_faster() -> bool:
 
 
 class OneDNNLinear(nn.Linear):
-    """A matrix of the model, its parameters and hooks shared, under another product."""
+    """A matrix of the model, its parameters shared, under another product."""
 
     def forward(self, x: Tensor) -> Tensor:
         alike = x.dtype == self.weight.dtype == torch.float32
@@ -55,6 +56,7 @@ def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 _made: WeakKeyDictionary[nn.Module, OneDNNLinear] = WeakKeyDictionary()
 """One for each matrix: who keeps something of a module finds it again in the next decoder."""
+_lock = threading.Lock()
 
 
 def with_fast_products(module: nn.Module) -> nn.Module:
@@ -73,11 +75,15 @@ def with_fast_products(module: nn.Module) -> nn.Module:
 
 
 def _called(module: nn.Module) -> Iterator[nn.Module]:
-    """`module` and what is below it, but for what a forward bound to the module itself would call."""
+    """`module` and what is below it, but for what a forward bound to the module itself would call.
+
+    Below it what has hooks is left whole as well: they are to be given the module that they were put on.
+    """
     yield module
     if "forward" not in vars(module) and not is_compiled(module):
         for part in module.children():
-            yield from _called(part)
+            if not (part._forward_hooks or part._forward_pre_hooks):
+                yield from _called(part)
 
 
 def _is_large(module: nn.Module) -> bool:
@@ -93,14 +99,16 @@ def _is_large(module: nn.Module) -> bool:
 
 
 def _faster(module: nn.Module) -> OneDNNLinear:
-    found = _made.get(module)
-    if (
-        found is None
-        or found._parameters is not module._parameters
-        or found._forward_hooks is not module._forward_hooks
-    ):
-        shell: Any = copy.copy(module)
-        shell.__class__ = OneDNNLinear
-        _made.pop(module, None)
-        found = _made.setdefault(module, shell)  # another thread's, if it was first
-    return found
+    with _lock:
+        found = _made.get(module)
+        if found is None or found._parameters is not module._parameters:
+            found = _made[module] = _shell(module)
+        return found
+
+
+def _shell(module: nn.Module) -> OneDNNLinear:
+    shell: Any = copy.copy(module)
+    shell.__class__ = OneDNNLinear
+    # A hook that comes later may know the model, which would then never go: the next decoder sees that hook.
+    vars(shell).update({name: type(own)() for name, own in vars(module).items() if name.endswith("_hooks")})
+    return shell

@@ -99,10 +99,11 @@ class Speculation:
             UnsupportedModelError: layers run one by one do not give the model's own logits.
             ConfigError: the settings name a layer that the model has not, or a tree that it cannot take.
         """
-        if self._check.is_due(model, decoder):
-            self.config.check_model(decoder.n_layers, decoder.takes_trees)
-            self._check.check(model, decoder)
-            with self._lock:  # what was packed, timed and captured is another model's
+        with self._lock:
+            if self._check.is_due(model, decoder):
+                self.config.check_model(decoder.n_layers, decoder.takes_trees)
+                self._check.check(model, decoder)
+                # What was packed, timed and captured is another model's.
                 self.view = self._knowledge = self._model_reason = None
                 self._pool.clear()
                 self.profiles = fitting(self.profiles, model)

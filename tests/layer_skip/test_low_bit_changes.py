@@ -130,6 +130,22 @@ def test_an_adapters_base_matrix_is_packed_and_the_adapter_takes_part(llama: Any
     torch.testing.assert_close(logits_of(view.of(LayeredDecoder(llama)), LAYERS), before)
 
 
+def test_an_adapter_that_is_switched_off_is_out_of_the_view_too(llama: Any) -> None:
+    peft = pytest.importorskip("peft", reason="adapters need peft")
+    lora(peft, llama)
+    view = LowBitView(LayeredDecoder(llama), LAYERS)
+    adapter = llama.model.layers[0].self_attn.q_proj
+    texts, packed = [], packed_in(view.of(LayeredDecoder(llama)))
+    for enabled in (False, True):
+        adapter.enable_adapters(enabled)
+        decoder = LayeredDecoder(llama)
+        texts.append(logits_of(view.of(decoder), LAYERS))
+        assert torch.equal(texts[-1], logits_of(LowBitView(decoder, LAYERS).of(decoder), LAYERS))
+    assert not torch.allclose(*texts, atol=1e-3)
+    again = packed_in(view.of(LayeredDecoder(llama)))
+    assert all(a is b for a, b in zip(packed, again, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_merged_adapter_is_packed_with_its_matrix(dtype: torch.dtype) -> None:
     peft = pytest.importorskip("peft", reason="adapters need peft")

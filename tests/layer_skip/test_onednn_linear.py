@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import weakref
 from types import MethodType
 from typing import Any
 
@@ -167,7 +168,7 @@ def test_what_an_adapter_reads_stays(llama: Any) -> None:
     assert torch.equal(llama.generate(**REQUEST), expected)
 
 
-def test_parameters_and_hooks_that_were_put_aside_are_not_kept(llama: Any) -> None:
+def test_parameters_that_were_put_aside_are_not_kept(llama: Any) -> None:
     projection = llama.model.layers[0].mlp.up_proj
     before = replaced_in(llama)
     projection._parameters = {"weight": nn.Parameter(-projection.weight.detach()), "bias": None}
@@ -204,6 +205,32 @@ def test_it_goes_with_the_model() -> None:
     del model
     gc.collect()
     assert len(onednn_linear._made) <= kept - matrices
+
+
+def test_a_hook_that_comes_later_and_knows_the_model_does_not_keep_it() -> None:
+    model = tiny_model("llama")
+    replaced_in(model)
+    seen, gone = [], weakref.ref(model)
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *_, model=model: seen.append(model))
+    with torch.no_grad():
+        decoder = LayeredDecoder(model)
+        decoder.layers[0].mlp(torch.zeros(1, 1, model.config.hidden_size))
+    assert len(seen) == 1
+    del model, decoder
+    seen.clear()
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_hook_below_a_layer_is_given_the_module_that_it_was_put_on(llama: Any) -> None:
+    names = {module: name for name, module in llama.named_modules()}
+    seen = []
+    for part in ("mlp", "mlp.up_proj"):
+        hooked = llama.model.layers[1].get_submodule(part)
+        hooked.register_forward_hook(lambda module, *_: seen.append(names[module]))
+    LayeredDecoder(llama).layers[1].mlp(torch.zeros(1, 1, llama.config.hidden_size))
+    assert seen == ["model.layers.1.mlp.up_proj", "model.layers.1.mlp"]
+    assert len(replaced_in(llama)) == 7 * LAYERS + 1 - 3
 
 
 @pytest.mark.parametrize("missing", ["AMD", "AVX2", "oneDNN", "MKL"])

@@ -108,6 +108,12 @@ def test_weights_that_are_not_finite_are_refused_by_name(llama: Any, value: floa
         selfspec.wrap(llama)
 
 
+def test_a_model_without_an_lm_head_is_refused(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama, "get_output_embeddings", lambda: None)
+    with pytest.raises(UnsupportedModelError, match="no LM head"):
+        selfspec.wrap(llama, **SETTINGS)
+
+
 def test_a_refused_model_is_left_as_it_was(llama: Any) -> None:
     prune(llama, 0, 1)
     llama.train()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 import torch
 from tiny_models import random_prompts
 
 import selfspec
+from selfspec.rechecking import ModelCheck
 
 SETTINGS = {"exit_layer": 2, "draft_length": 3}
 
@@ -55,3 +59,29 @@ def test_threads_that_sample_draw_texts_that_one_thread_draws(llama: Any) -> Non
     for thread in threads:
         thread.join()
     assert set(found) == expected  # each seed is drawn once, whoever draws it
+
+
+def test_a_changed_model_is_checked_once_by_calls_that_begin_together(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked, check = [], ModelCheck.check
+
+    def slowly(self: ModelCheck, *model: Any) -> None:
+        checked.append(model)
+        time.sleep(0.05)
+        check(self, *model)
+
+    selfspec.wrap(llama, draft="low_bit", draft_length=3)
+    llama.bfloat16()
+    monkeypatch.setattr(ModelCheck, "check", slowly)
+    request = {**random_prompts(5), "max_new_tokens": 12}
+    start = threading.Barrier(4)
+
+    def work(_: int) -> torch.Tensor:
+        start.wait()
+        return llama.generate(**request)
+
+    with ThreadPoolExecutor(4) as pool:
+        texts = list(pool.map(work, range(4)))
+    assert len(checked) == 1
+    assert all(torch.equal(text, texts[0]) for text in texts)
