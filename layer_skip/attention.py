@@ -19,7 +19,8 @@ ATTENTION = "selfspec"
 
 _FOLDED_ROWS = 128
 """Up to this many rows a pass is bound by reading keys and values, beyond it by arithmetic."""
-_LEAST_QUERIES = 4
+_QUERIES = 4
+"""On a CPU PyTorch's attention is asked about a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,23 @@ def attend(
 
 
 def _dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
-    """PyTorch's attention, on a CPU over _LEAST_QUERIES queries at least.
+    """PyTorch's attention, on a CPU with queries that are missing to a whole _QUERIES joined by copies.
 
-    Fewer go another way there, on which sums round differently; so a pass of one token would have to be wider
-    in all its products, too, for its bits to be those that it has among others.
+    What is left over goes another way there, on which sums round differently; so a pass of one token would
+    have to be wider in all its products, too, for its bits to be those that it has among others.
     """
     queries = query.shape[2]
-    if query.device.type == "cpu" and queries < _LEAST_QUERIES:
-        times = -(-_LEAST_QUERIES // queries)
-        query, mask = query.repeat(1, 1, times, 1), mask.repeat(1, 1, times, 1)
+    missing = -queries % _QUERIES
+    if query.device.type == "cpu" and missing:
+        query, mask = (_with_copies(t, missing) for t in (query, mask))
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     return out[:, :, :queries]
+
+
+def _with_copies(rows: Tensor, missing: int) -> Tensor:
+    """[..., n, D] -> [..., n + missing, D], the last ones copies of the first."""
+    copies = rows[:, :, :missing]
+    return torch.cat([rows] + [copies] * (missing // copies.shape[2]), dim=2)
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -24,7 +24,7 @@ from layer_skip.onednn_linear import OneDNNLinear, onednn_product
 _ALL_ROWS = 32
 """Up to this many rows every count is probed, beyond it a few."""
 _ROW_COUNTS = (*range(1, _ALL_ROWS + 1), 48, 64)
-_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16)
+_WIDTHS = range(1, 17)
 _QUANTA = (64, 128, 256, 512)
 _PROBED_COLUMNS = 4096
 _NO_SHAPES = "this machine offers no shapes with bit-equal rows"

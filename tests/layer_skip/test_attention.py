@@ -56,11 +56,11 @@ def test_attention_is_its_definition(heads: int, kv_heads: int, width: int, soft
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 2), (4, 1)])
-@pytest.mark.parametrize("width", [1, 2, 3, 4])
-def test_few_queries_are_joined_by_others_that_leave_no_trace(
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 6, 7, 11])
+def test_queries_are_joined_by_others_that_leave_no_trace(
     heads: int, kv_heads: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyTorch's attention over fewer than four rounds otherwise on a CPU: see `_dot_product`."""
+    """PyTorch's attention over others than whole fours rounds otherwise on a CPU: see `_dot_product`."""
     asked: list[int] = []
     own = nn.functional.scaled_dot_product_attention
 
@@ -72,7 +72,8 @@ def test_few_queries_are_joined_by_others_that_leave_no_trace(
     query, key, value = (torch.randn(2, n, 32, 16) for n in (heads, kv_heads, kv_heads))
     mask = causal_mask(torch.tensor([[9], [20]]) + torch.arange(width), 32, None, torch.float32)
     actual, _ = attend(nn.Module(), query[:, :, :width], key, value, mask)
-    assert min(asked) >= 4
+    assert asked
+    assert not any(n % 4 for n in asked)
     assert actual.shape == (2, width, heads, 16) and actual.is_contiguous()
     torch.testing.assert_close(actual, by_definition(query[:, :, :width], key, value, mask, 0.25, None))
 

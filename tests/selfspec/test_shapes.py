@@ -80,6 +80,16 @@ def test_a_plan_is_probed_once_and_again_after_the_number_of_threads_changed(
     assert shapes._probe_product.cache_info().misses == 2 * misses
 
 
+@pytest.mark.parametrize("odd", [1, 5, 10, 11, 14])
+def test_every_width_of_attention_is_probed(odd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attend(_: Any, query: torch.Tensor, *__: Any) -> tuple[torch.Tensor, None]:
+        return query.transpose(1, 2) + (query.shape[2] == odd), None
+
+    monkeypatch.setattr(shapes, "attend", attend)
+    probed = shapes._probe_attention.__wrapped__
+    assert probed(16, 2, torch.float32, torch.device("cpu"), 1)[0] == {odd}
+
+
 def test_a_machine_without_such_shapes_is_said_to_have_none(
     llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
