@@ -5,8 +5,9 @@
 Acceptance is that of the small models on held-out code, teacher-forced: how often draft and target choose
 the same token, for sampled text under the same noise. A pass of an 8B shape takes its bytes over the memory's
 bandwidth; verification is taken to cost 5% more than a plain step, and launching nothing. Layers in 3 and 2
-bits, which no view has, are rounded as those in 4 bits are. In all of them the head is in 8 bits, as views of
-small models keep it on a CPU.
+bits, which no view has, are rounded as those in 4 bits are. The head is in 8 bits where agreement is
+measured, as views of small models keep it on a CPU, and in the layers' bits where time is: few bits look
+better than they are.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ LAYERS, LAYER_BYTES, HEAD_BYTES = 32, 436e6, 1.05e9
 WHOLE_BITS = 16
 ROUNDED_BITS = (4, 3, 2)
 SCALE_BITS = 0.6
-"""Of a group's scale and offset, for each weight."""
+"""A weight's share of the scale and offset of its group."""
 VERIFICATION = 1.05
 TEMPERATURE = 0.8
 LONGEST = 12

@@ -24,13 +24,12 @@ def kept_in(layer: nn.Module) -> dict[nn.Module, str]:
     return kept
 
 
-def switched_in(layer: nn.Module) -> tuple[object, ...]:
-    """What changes when adapters in a decoder layer are switched, on or off or to others."""
-    owners = (module for module in layer.modules() if "base_layer" in module._modules)
-    return tuple(
-        (tuple(getattr(owner, "active_adapters", ())), getattr(owner, "disable_adapters", False))
-        for owner in owners
-    )
+def switches_of(module: nn.Module) -> tuple[str, ...]:
+    """What PEFT decides by in Python: which adapters in a module take part, and how strongly."""
+    if not {"base_layer", "original_module"} & module._modules.keys():
+        return ()
+    names = "active_adapters", "disable_adapters", "scaling", "merged"
+    return tuple(str(getattr(module, name, None)) for name in names)
 
 
 def _only_calls(owner: nn.Module) -> bool:

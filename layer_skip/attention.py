@@ -100,23 +100,17 @@ def attend(
 
 
 def _dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
-    """PyTorch's attention, on a CPU with queries that are missing to a whole _QUERIES joined by copies.
+    """PyTorch's attention; on a CPU the first query is repeated up to whole _QUERIES.
 
-    What is left over goes another way there, on which sums round differently; so a pass of one token would
-    have to be wider in all its products, too, for its bits to be those that it has among others.
+    What is left over from those goes another way there, on which sums round differently: a token's bits would
+    depend on how many stand beside it.
     """
     queries = query.shape[2]
     missing = -queries % _QUERIES
     if query.device.type == "cpu" and missing:
-        query, mask = (_with_copies(t, missing) for t in (query, mask))
+        query, mask = (torch.cat([t, t[:, :, :1].expand(-1, -1, missing, -1)], 2) for t in (query, mask))
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     return out[:, :, :queries]
-
-
-def _with_copies(rows: Tensor, missing: int) -> Tensor:
-    """[..., n, D] -> [..., n + missing, D], the last ones copies of the first."""
-    copies = rows[:, :, :missing]
-    return torch.cat([rows] + [copies] * (missing // copies.shape[2]), dim=2)
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -18,9 +18,9 @@ from layer_skip.rounding import round_outputs
 _LEAST_SCALE = 1e-10
 _MOST, _ZERO = 63, 64
 """Inputs are levels from -63 to 63, kept as 1 to 127."""
-_lock = threading.Lock()
 _BLOCK = 8, 512
 """Outputs and inputs that FBGEMM keeps together, the last ones padded."""
+_lock = threading.Lock()
 
 
 @functools.cache
@@ -72,7 +72,7 @@ class Int8Product:
 
 @contextmanager
 def _by_fbgemm() -> Iterator[None]:
-    """Whatever engine the caller has chosen for modules of its own: there is one for all threads."""
+    """FBGEMM as the engine, then the caller's again: PyTorch has one for all threads."""
     with _lock:
         chosen = torch.backends.quantized.engine
         torch.backends.quantized.engine = "fbgemm"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from layer_skip.adapters import kept_in, switched_in
+from layer_skip.adapters import kept_in, switches_of
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.int8_product import int8_is_fastest
 from layer_skip.onednn_linear import OneDNNLinear
@@ -262,12 +262,12 @@ def _samples(modules: Sequence[nn.Module]) -> list[_Sample]:
 
 
 def _state_of(decoder: LayeredDecoder, n_layers: int) -> tuple[object, ...]:
-    """Changes when a module of the viewed layers is replaced, its weight written to, its adapter switched."""
+    """Changes when a viewed module is replaced, its weight written to or its adapter switched."""
     modules = [m for layer in decoder.layers[:n_layers] for m in layer.modules() if not m._modules]
     modules.append(decoder.head)
     versions = [
         (id(module), *(_version(module) if module._parameters.get("weight") is not None else ()))
         for module in modules
     ]
-    switched = map(switched_in, decoder.layers[:n_layers])
+    switched = (switches_of(module) for layer in decoder.layers[:n_layers] for module in layer.modules())
     return (*versions, *switched, *_samples([module for module in modules if _is_plain(module)]))

@@ -77,7 +77,7 @@ def with_fast_products(module: nn.Module) -> nn.Module:
 def _called(module: nn.Module) -> Iterator[nn.Module]:
     """`module` and what is below it, but for what a forward bound to the module itself would call.
 
-    Below it what has hooks is left whole as well: they are to be given the module that they were put on.
+    Parts with hooks are left whole as well: a hook is to be given the module that it was put on.
     """
     yield module
     if "forward" not in vars(module) and not is_compiled(module):
@@ -109,6 +109,8 @@ def _faster(module: nn.Module) -> OneDNNLinear:
 def _shell(module: nn.Module) -> OneDNNLinear:
     shell: Any = copy.copy(module)
     shell.__class__ = OneDNNLinear
-    # A hook that comes later may know the model, which would then never go: the next decoder sees that hook.
-    vars(shell).update({name: type(own)() for name, own in vars(module).items() if name.endswith("_hooks")})
+    # `_made` holds a shell as long as its module lives: if they shared their hooks, a later one that knows
+    # the model would keep both. The next decoder leaves a hooked matrix alone.
+    hooks = {name: own for name, own in vars(module).items() if name.endswith("_hooks")}
+    vars(shell).update({name: type(own)() for name, own in hooks.items() if isinstance(own, dict)})
     return shell

@@ -59,7 +59,8 @@ class Speculation:
         self._model_reason: str | None = None
         """Why its rounds cannot run on the device alone, "" where they can, None where nobody looked."""
         self._pool = WorkspacePool()
-        self._lock = threading.Lock()
+        # Reentrant: a hook of the model's may call generate while the model is checked.
+        self._lock = threading.RLock()
 
     def prepare(self, model: Any, decoder: LayeredDecoder) -> None:
         """Read the corpus and make the low-bit view, once for all calls.
@@ -158,16 +159,17 @@ class Speculation:
         profile, followed = profile_of_call(self.profiles, self.config, model, sampled, workload)
         with self._lock:
             self._prepare_once(model, decoder)
+            knowledge, view = self.knowledge, self.view
         shapes, fixed = self.shapes(decoder), self.on_device(decoder)
         stats = Stats(
             shapes=describe(shapes, self.config.deterministic), view=self.view_note, profile=followed
         )
         if profile is not None:
             coupled = not sampled or self.config.acceptance == "coupled"
-            plain = self.knowledge.plain_rate(len(rows.active))
-            how = follow(profile, rows, coupled, stats, plain, view=self.view, fixed=fixed)
+            plain = knowledge.plain_rate(len(rows.active))
+            how = follow(profile, rows, coupled, stats, plain, view=view, fixed=fixed)
             return *how, stats, None
-        strategy = Strategy(self.config, self.knowledge, self.view, self._corpus, fixed)
+        strategy = Strategy(self.config, knowledge, view, self._corpus, fixed)
         drafter, pacer, reading = strategy.of_call(decoder, rows, shapes, stats, sampled)
         return drafter, pacer, stats, reading
 
@@ -236,4 +238,4 @@ class Speculation:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock, self._pool = threading.Lock(), WorkspacePool()
+        self._lock, self._pool = threading.RLock(), WorkspacePool()

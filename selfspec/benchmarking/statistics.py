@@ -45,10 +45,11 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Between which the median of what the values were drawn from lies, with a chance of about 95%.
+    """Between which the median of what the values were drawn from lies.
 
-    How many of n values are below that median is binomial; so it is between the values of ranks
-    n/2 -+ 0.98 sqrt(n), whatever they are spread like (Conover, Practical Nonparametric Statistics, 3.2).
+    The chance is 95%, for eight values 92%, and for two or three, which are all taken, 50% and 75%. How many
+    of n values are below that median is binomial, whatever they are spread like: so about 0.98 sqrt(n) ranks
+    to either side of the middle (Conover, Practical Nonparametric Statistics, 3.2).
     """
     reach = 0.98 / math.sqrt(len(values)) if values else 0.5
     return percentile(values, max(0.5 - reach, 0)), percentile(values, min(0.5 + reach, 1))

@@ -4,11 +4,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
+from layer_skip.adapters import switches_of
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.lean import lean
 from layer_skip.low_bit import LowBitView
@@ -164,12 +164,7 @@ def _state_of(decoder: LayeredDecoder) -> tuple[object, ...]:
     """Changes when a graph would read memory that is no longer the model's, or adapters are switched."""
     parts: list[object] = []
     for module in _modules(decoder):
-        own: Any = module
         tensors = (*module._parameters.values(), *module._buffers.values())
         parts.append((id(module), *(None if t is None else t.data_ptr() for t in tensors)))
-        if "base_layer" in module._modules:  # PEFT: which ones take part is decided in Python
-            scaling = getattr(own, "scaling", None)
-            parts.append(
-                (tuple(own.active_adapters), bool(own.disable_adapters), str(scaling), bool(own.merged))
-            )
+        parts.append(switches_of(module))
     return tuple(parts)

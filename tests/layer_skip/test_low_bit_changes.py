@@ -146,6 +146,20 @@ def test_an_adapter_that_is_switched_off_is_out_of_the_view_too(llama: Any) -> N
     assert all(a is b for a, b in zip(packed, again, strict=True))
 
 
+def test_modules_that_an_adapter_saves_are_switched_with_it(llama: Any) -> None:
+    peft = pytest.importorskip("peft", reason="adapters need peft")
+    saved = {"target_modules": ["q_proj"], "modules_to_save": ["down_proj"], "task_type": "CAUSAL_LM"}
+    adapted = peft.get_peft_model(llama, peft.LoraConfig(r=4, **saved)).eval()
+    with torch.no_grad():
+        llama.model.layers[0].mlp.down_proj.modules_to_save["default"].weight.mul_(-1)
+    view = LowBitView(LayeredDecoder(llama), LAYERS)
+    with adapted.disable_adapter():
+        decoder = LayeredDecoder(llama)
+        off = logits_of(view.of(decoder), LAYERS)
+        assert torch.equal(off, logits_of(LowBitView(decoder, LAYERS).of(decoder), LAYERS))
+    assert not torch.allclose(off, logits_of(view.of(LayeredDecoder(llama)), LAYERS), atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_merged_adapter_is_packed_with_its_matrix(dtype: torch.dtype) -> None:
     peft = pytest.importorskip("peft", reason="adapters need peft")

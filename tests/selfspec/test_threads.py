@@ -85,3 +85,21 @@ def test_a_changed_model_is_checked_once_by_calls_that_begin_together(
         texts = list(pool.map(work, range(4)))
     assert len(checked) == 1
     assert all(torch.equal(text, texts[0]) for text in texts)
+
+
+def test_a_hook_that_generates_while_the_model_is_checked_is_let_through(llama: Any) -> None:
+    selfspec.wrap(llama, **SETTINGS)
+    llama.bfloat16()
+    request = {**random_prompts(5), "max_new_tokens": 4}
+    texts: list[torch.Tensor] = []
+
+    def hook(*_: Any) -> None:
+        handle.remove()
+        texts.append(llama.generate(**request))
+
+    handle = llama.model.layers[1].register_forward_hook(hook)
+    thread = threading.Thread(target=lambda: texts.append(llama.generate(**request)), daemon=True)
+    thread.start()
+    thread.join(timeout=60)
+    assert len(texts) == 2
+    assert torch.equal(*texts)
