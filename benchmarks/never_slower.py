@@ -47,6 +47,7 @@ TEXTS = {
     "chat": HERE / "prompts" / "mt_bench.jsonl",
     "arithmetic": HERE / "prompts" / "gsm8k.jsonl",
 }
+RATIOS = ("over_ar", "again_over_ar", "over_generate")
 AGAIN = "AR, again"
 RANDOM = "random weights"
 MODELS = {"reference": None, "plain twin": str(HERE / "plain_twin"), RANDOM: None}
@@ -131,9 +132,7 @@ def page(rows: Rows, options: argparse.Namespace) -> str:
         length = own["acceptance_length"]
         cells = [
             name,
-            in_words(own["over_ar"]),
-            in_words(own["again_over_ar"]),
-            in_words(own["over_generate"]),
+            *(in_words(own[ratio]) for ratio in RATIOS),
             "" if length is None else f"{length:.2f}",
             f"{own['distinct_3grams']:.2f}",
             own["text"],
@@ -142,7 +141,7 @@ def page(rows: Rows, options: argparse.Namespace) -> str:
     about = next(reversed(rows.values()))["conditions"]
     versions = named_versions(about["versions"])
     for model in MODELS:
-        found = [together(rows, model, ratio) for ratio in ("over_ar", "again_over_ar", "over_generate")]
+        found = [together(rows, model, ratio) for ratio in RATIOS]
         if any(found):
             lines.append(f"| **{model}, {len(found[0])} calls** | {' | '.join(map(in_words, found))} | | | |")
     lines += [

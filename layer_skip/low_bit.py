@@ -263,11 +263,11 @@ def _samples(modules: Sequence[nn.Module]) -> list[_Sample]:
 
 def _state_of(decoder: LayeredDecoder, n_layers: int) -> tuple[object, ...]:
     """Changes when a viewed module is replaced, its weight written to or its adapter switched."""
-    modules = [m for layer in decoder.layers[:n_layers] for m in layer.modules() if not m._modules]
-    modules.append(decoder.head)
+    inside = [module for layer in decoder.layers[:n_layers] for module in layer.modules()]
+    modules = [*(module for module in inside if not module._modules), decoder.head]
     versions = [
         (id(module), *(_version(module) if module._parameters.get("weight") is not None else ()))
         for module in modules
     ]
-    switched = (switches_of(module) for layer in decoder.layers[:n_layers] for module in layer.modules())
-    return (*versions, *switched, *_samples([module for module in modules if _is_plain(module)]))
+    samples = _samples([module for module in modules if _is_plain(module)])
+    return (*versions, *map(switches_of, inside), *samples)

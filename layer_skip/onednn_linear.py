@@ -111,6 +111,5 @@ def _shell(module: nn.Module) -> OneDNNLinear:
     shell.__class__ = OneDNNLinear
     # `_made` holds a shell as long as its module lives: if they shared their hooks, a later one that knows
     # the model would keep both. The next decoder leaves a hooked matrix alone.
-    hooks = {name: own for name, own in vars(module).items() if name.endswith("_hooks")}
-    vars(shell).update({name: type(own)() for name, own in hooks.items() if isinstance(own, dict)})
+    vars(shell).update({name: own for name, own in vars(nn.Module()).items() if name.endswith("_hooks")})
     return shell

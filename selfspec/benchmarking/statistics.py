@@ -50,9 +50,12 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     The chance is 95%, for eight values 92%, and for two or three, which are all taken, 50% and 75%. How many
     of n values are below that median is binomial, whatever they are spread like: so about 0.98 sqrt(n) ranks
     to either side of the middle (Conover, Practical Nonparametric Statistics, 3.2).
+
+    Raises:
+        ValueError: there are no values.
     """
-    reach = 0.98 / math.sqrt(len(values)) if values else 0.5
-    return percentile(values, max(0.5 - reach, 0)), percentile(values, min(0.5 + reach, 1))
+    reach = min(0.98 / math.sqrt(max(len(values), 1)), 0.5)
+    return percentile(values, 0.5 - reach), percentile(values, 0.5 + reach)
 
 
 def paired_ratios(base: Sequence[float], other: Sequence[float]) -> list[float]:
