@@ -1,12 +1,14 @@
 """Everything that only a GPU can tell, in one command.
 
-    python benchmarks/gpu.py
-    python benchmarks/gpu.py --sections kernels sweep --only narrow_product --seconds sweep=30
-    python benchmarks/gpu.py --device cpu --quick
+    python benchmarks/gpu.py --warm
+    python benchmarks/gpu.py --sections sweep kernels --only narrow_product gated_product --seconds sweep=30
+    python benchmarks/gpu.py --device cpu --quick --output /tmp/tried
 
 Checks every kernel against its reference and the text against the model's own, then measures: bandwidth,
-kernels, passes, whole calls at large shapes, and what the host costs. Writes gpu.json and gpu.md after every
-row. A row that fails is listed and the others go on; a section that is run again replaces its own part only.
+kernels, passes, whole calls at large shapes, and what the host costs. Sections run in the order in which they
+are named; sweep and overlap only when they are. Writes gpu.json and gpu.md after every row. A row that fails
+is listed and the others go on. A section that is run again replaces its own part, with --only its rows of
+those names. With --warm, processes side by side compile first, which takes a fresh machine a minute or two.
 With --quick everything is tiny: it tries out the code, on a CPU too, and measures nothing.
 """
 
@@ -23,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_bench import Bench, DeviceLostError, free
+from gpu_bench import WHOLE, Bench, DeviceLostError, free
+from gpu_conditions import OtherConditionsError
 from gpu_page import in_words
+from gpu_warm import warm
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,15 +48,16 @@ class Section:
 
 
 SECTIONS = (
-    Section("bandwidth", 20),
-    Section("overlap", 30),
-    Section("endtoend", 150),
+    Section("bandwidth", 10),
+    Section("kernels", 80),
+    Section("text", 50),
     Section("passes", 60),
-    Section("kernels", 120),
-    Section("sweep", 60, default=False),
+    Section("endtoend", 150),
     Section("gap", 40),
-    Section("text", 60),
+    Section("overlap", 30, default=False),
+    Section("sweep", 60, default=False),
 )
+"""Those that run unasked take a minute less than seven and a half: for imports, compiling, and a last row."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -65,7 +70,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--sections", nargs="+", choices=names, default=usual, metavar="NAME", help=str(names)
     )
-    parser.add_argument("--only", default="", help="only rows with this in their name")
+    parser.add_argument("--only", nargs="+", default=[], help="only rows with one of these in their name")
     parser.add_argument(
         "--seconds",
         nargs="+",
@@ -75,6 +80,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--compiled", action="store_true", help="also generate with a compiled static cache")
     parser.add_argument("--resume", default="", metavar="NAME", help="the section that goes on where it was")
+    parser.add_argument("--warm", action="store_true", help="compile first, in several processes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: tries out the code")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -97,7 +103,7 @@ def run_section(section: Section, bench: Bench, options: argparse.Namespace) -> 
     except DeviceLostError:
         raise
     except Exception as error:  # the other sections are worth having
-        bench.fail("the section", error)
+        bench.fail(WHOLE, error)
     bench.save()
     free(bench.device)
 
@@ -106,7 +112,8 @@ def start_again(given: list[str], section: str, left: list[str]) -> None:
     """Replace this process by one that goes on after the row that broke the device."""
     print("the device was lost: going on in a new process", flush=True)
     sys.stdout.flush()
-    again = [*given, "--sections", *left, "--resume", section]  # the last of each counts
+    kept = [word for word in given if word != "--warm"]
+    again = [*kept, "--sections", *left, "--resume", section]  # the last of each counts
     os.execv(sys.executable, [sys.executable, str(Path(__file__)), *again])
 
 
@@ -135,7 +142,16 @@ def main() -> int:
     document = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
     device = torch.device("cuda", 0) if options.device == "cuda" else torch.device(options.device)
     bench = Bench(device, options.output, document, options.quick, options.only, options.compiled)
-    chosen = [section for section in SECTIONS if section.name in options.sections]
+    by_name = {section.name: section for section in SECTIONS}
+    chosen = [by_name[name] for name in dict.fromkeys(options.sections)]
+    try:
+        for section in chosen:
+            bench.kept(section.name, options.resume == section.name)
+    except OtherConditionsError as error:
+        print(f"gpu.py: {error}", file=sys.stderr)
+        return 2
+    if options.warm:
+        warm(options.sections, ["--device", options.device, *["--quick"] * options.quick])
     for number, section in enumerate(chosen):
         try:
             run_section(section, bench, options)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import gc
 import json
-import platform
-import subprocess
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from gpu_conditions import OtherConditionsError, conditions, differing
 from gpu_page import in_words, page
 from gpu_timing import copy_speed, launch_seconds, read_speed
 
-from selfspec.benchmarking.environment import hardware, versions
 from selfspec.files import write_whole
 
 Row = dict[str, Any]
+WHOLE = "the section"
+"""The label of what fails outside of all rows."""
 Sized = TypeVar("Sized")
 
 
@@ -37,15 +37,15 @@ class DeviceLostError(RuntimeError):
 class Bench:
     """What sections measure with.
 
-    `document` is the whole JSON. A row is skipped where `only` is not in its name, or where the section goes
-    on after an interruption and has it already.
+    `document` is the whole JSON. A row is skipped where nothing of `only` is in its name, or where the
+    section goes on after an interruption and has it already.
     """
 
     device: torch.device
     output: Path
     document: dict[str, Any]
     quick: bool = False
-    only: str = ""
+    only: Sequence[str] = ()
     compiled: bool = False
     """Whether slow contenders that compile the whole model take part."""
     compiling: bool = False
@@ -54,6 +54,7 @@ class Bench:
     """Whether the section goes on after an interruption."""
     _section: dict[str, Any] = field(default_factory=dict)
     _name: str = ""
+    _seconds: float = 0.0
     _deadline: float = 0.0
 
     @property
@@ -85,6 +86,10 @@ class Bench:
         """Seconds of a kernel with next to nothing to do, in a replayed graph."""
         return launch_seconds(self.device, self.quick)
 
+    def measure_speeds(self) -> None:
+        """Now, on this thread: where they are first asked for, others may be at work on the device."""
+        _ = self.speed, self.launch_seconds
+
     def pick(self, full: Sized, quick: Sized) -> Sized:
         """The size for a measurement, or the one to try out the code with."""
         return quick if self.quick else full
@@ -94,23 +99,57 @@ class Bench:
         return [self.pick(size, min(size, most)) for size in full]
 
     def begin(self, name: str, seconds: float, resume: bool) -> None:
-        """Open a section: rows of an earlier run are dropped unless it goes on."""
-        sections = self.document.setdefault("sections", {})
-        self.resumed = resume and name in sections
+        """Open a section: rows of an earlier run are dropped unless it goes on, or they are not asked for.
+
+        Raises:
+            OtherConditionsError: rows that would stay were measured under other conditions.
+        """
+        kept = self.kept(name, resume)
+        empty: Row = {"tables": {}, "failed": {}, "left_out": {}, "seconds": 0.0}
+        self._section, self._name = empty | kept | self._now(), name
+        self.document.setdefault("sections", {})[name] = self._section
+        self.resumed = resume and bool(kept)
         if not self.resumed:
-            sections[name] = {"tables": {}, "failed": {}, "left_out": {}, "seconds": 0.0}
-        sections[name]["quick"] = self.quick
-        self._section, self._name = sections[name], name
-        self._section["conditions"] = conditions(self.device)
-        self._began = time.monotonic()
-        self._spent = self._section["seconds"]
-        self._deadline = self._began + seconds
+            self._drop_wanted()
+        self._began, self._spent, self._seconds = time.monotonic(), self._section["seconds"], seconds
+        self.start_clock()
+
+    def kept(self, name: str, resume: bool) -> dict[str, Any]:
+        """What an earlier run found of a section, where this one adds to it; empty where it begins anew.
+
+        Raises:
+            OtherConditionsError: it was measured under other conditions.
+        """
+        found: dict[str, Any] = self.document.get("sections", {}).get(name, {}) if resume or self.only else {}
+        now = self._now()
+        if found and any(found[key] != value for key, value in now.items()):
+            raise OtherConditionsError(differing(name, found, now))
+        return found
+
+    def _now(self) -> dict[str, Any]:
+        return {"quick": self.quick, "conditions": conditions(self.device)}
+
+    def start_clock(self) -> None:
+        """The section's budget begins now: what was compiled or made ready before does not count."""
+        self._deadline = time.monotonic() + self._seconds
+
+    def _drop_wanted(self) -> None:
+        """Forget what an earlier run found of the rows that this one is about."""
+        for title, rows in self._section["tables"].items():
+            for name in [name for name in rows if self._asked(f"{title}: {name}")]:
+                del rows[name]
+        for found in (self._section.get(part, {}) for part in ("failed", "left_out", "details")):
+            for label in [label for label in found if self._asked(label) or label == WHOLE]:
+                del found[label]
+
+    def _asked(self, label: str) -> bool:
+        return not self.only or any(part in label for part in self.only)
 
     def wants(self, table: str, name: str) -> bool:
         """Whether a row is asked for, and neither there nor failed already."""
         label = f"{table}: {name}"
         there = name in self._section["tables"].get(table, {}) or label in self._section["failed"]
-        return self.only in label and not there
+        return self._asked(label) and not there
 
     @property
     def seconds_left(self) -> float:
@@ -139,6 +178,7 @@ class Bench:
             self.fail(label, error)
             return None
         rows[name] = row
+        self._section["left_out"].pop(label, None)
         print(f"{self._name} | {label} | {in_words(row)}", flush=True)
         self.save()
         return row
@@ -146,6 +186,10 @@ class Bench:
     def note(self, label: str, detail: Any) -> None:
         """Keep a detail in the JSON that the page has no room for."""
         self._section.setdefault("details", {})[label] = detail
+
+    def noted(self, label: str) -> Any:
+        """The detail of that label, of this run or an earlier one that it adds to; None without one."""
+        return self._section.get("details", {}).get(label)
 
     def save(self) -> None:
         """Write gpu.json and gpu.md."""
@@ -165,6 +209,7 @@ class Bench:
             DeviceLostError: and the device with it.
         """
         traceback.print_exception(error, limit=-6)
+        self._section["left_out"].pop(label, None)
         lines = str(error).splitlines() or [""]
         self._section["failed"][label] = f"{type(error).__name__}: {lines[0][:300]}"
         print(f"{self._name} | {label} | FAILED", flush=True)
@@ -186,22 +231,3 @@ def free(device: torch.device) -> None:
             torch.cuda.empty_cache()
         except Exception as error:
             raise DeviceLostError(str(error).splitlines()[0]) from error
-
-
-def conditions(device: torch.device) -> Row:
-    """Hardware, driver and versions."""
-    found: Row = {"hardware": hardware(device), "python": platform.python_version(), **versions()}
-    if device.type == "cuda":
-        found |= {"CUDA": torch.version.cuda, "driver": driver()}
-    return found
-
-
-@cache
-def driver() -> str:
-    """The version of the GPU's driver, empty where nothing tells."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.split("\n", 1)[0].strip()

@@ -5,49 +5,53 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from gpu_bench import Bench, NotHereError, Row, free
-from gpu_cases import CASES, TARGETS, Case
-from gpu_models import SOURCES, fitting, inflated, prompts_of
+from gpu_cases import CASES, OURS, TARGETS, Case, Line
+from gpu_models import Inflated, fitting, prompts_of
+from targets import met
 
 from selfspec.benchmarking.contenders import AR, GENERATE, Contender, bind
 from selfspec.benchmarking.identity import Referee, Text, compare_exactly
-from selfspec.benchmarking.measure import Call, Workload, batches_of, run_once
+from selfspec.benchmarking.measure import Batch, Call, Workload, batches_of, run_once
 from selfspec.benchmarking.statistics import distinct_ngrams, paired_ratios, spread
 from selfspec.cli.loading import Loaded
 
 WARM_UP = 3
-"""Calls of the engine before those that count: it compiles, captures, and looks around; others have a short
-one."""
+"""Calls of the engine before those that count, on other prompts: it compiles, captures, and looks around."""
+COMPILED_WARM_UP = 2
+"""Of a compiled static cache, which is as long as prompt and new tokens: a shorter call compiles another."""
 PROMPTS = 3
 OWN_PROMPTS = 1
 """For the model's own loops, whose calls take seconds."""
 _SHORT = 8
+"""New tokens of their warm-up."""
+Ask = tuple[Batch, Workload]
 
 
 def run(bench: Bench) -> None:
     """All cases in their order; models stay while they are needed again, and there is room."""
-    models: dict[tuple[str, str], tuple[Loaded, Any]] = {}
+    models = Inflated(bench)
     tables: dict[str, Measured] = {}
     for case in bench.pick(CASES, CASES[:2]):
         title = f"{case.source}, {case.shape}, {case.title}"
-        asked = [c for c in case.contenders if bench.wants(title, c.name) and (bench.compiled or not c.slow)]
-        if not asked:
-            continue
-        key = (case.source, case.shape)
-        if case.alone:
-            models = {name: made for name, made in models.items() if name == key}
-            free(bench.device)
-        if key not in models and bench.seconds_left > 0:
-            loaded = SOURCES[case.source].load(bench)
-            models[key] = loaded, inflated(bench, loaded, case.shape)
-        measured = tables.setdefault(title, Measured(bench, case))
-        measured.loaded, measured.model = models.get(key, (None, None))
+        asked = [line for line in case.contenders if bench.wants(title, line.name)]
+        if asked and case.alone:
+            models.keep_only(case.source, case.shape)
+        measured = tables.setdefault(title, Measured(bench, case, title, models))
         for line in asked:
-            bench.measure(title, line.name, partial(measured.row, line.contender))
+            bench.measure(title, line.name, partial(measured.row, line))
             free(bench.device)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A call that counts: its prompts, and the seconds of its rounds, None for the model's own loops."""
+
+    call: Call
+    prompts: tuple[Text, ...]
+    in_rounds: float | None
 
 
 @dataclass
@@ -56,27 +60,28 @@ class Measured:
 
     bench: Bench
     case: Case
-    loaded: Loaded | None = None
-    model: Any = None
-    calls: dict[str, list[Call]] = field(default_factory=dict)
+    title: str
+    models: Inflated
+    calls: dict[str, list[Timed]] = field(default_factory=dict)
+    pace: dict[tuple[bool, bool], float] = field(default_factory=dict)
+    """Seconds a new token of the last call, prefill included, by whether it was one of the model's own loops,
+    and compiled."""
 
-    def row(self, contender: Contender) -> Row:
+    def row(self, line: Line) -> Row:
         """One contender: a speed only beside a word on its text."""
-        if self.model is None or self.loaded is None:
-            raise NotHereError("there was no time to make the model")
-        if contender.speculation is not None and contender.name != AR:
-            self._baseline(Contender(AR, "", {"draft_length": 0}))
-        gigabytes = self._run(contender)
-        mine = self.calls[contender.name]
+        if line.slow and not self.bench.compiled:
+            raise NotHereError("it compiles the whole model: --compiled asks for it")
+        contender = line.contender
+        if contender.speculation is not None and contender.name != AR and AR not in self.calls:
+            self._run(OURS)  # what it is compared with: a run that left it out needs it
+        gigabytes = self._run(line)
+        mine = [timed.call for timed in self.calls[contender.name]]
         texts = texts_of(mine)
-        said, refused = self._judge(contender, texts)
-        seconds = [call.seconds for call in mine]
+        said, refused = self._judge(contender)
         drafted = sum(call.drafted for call in mine)
         accepted, rounds = sum(call.accepted for call in mine), sum(call.row_rounds for call in mine)
         row: Row = {
-            "tokens/s": None if refused else spread([call.tokens / call.seconds for call in mine]).median,
-            "over AR": None if refused else self._ratio(AR, seconds),
-            "over generate": None if refused else self._ratio(GENERATE, seconds),
+            **self._speeds(contender.name, refused),
             "acceptance rate": accepted / drafted if drafted else None,
             "acceptance length": 1 + accepted / rounds if drafted else None,
             "distinct 3-grams": sum(map(distinct_ngrams, texts)) / len(texts),
@@ -86,35 +91,54 @@ class Measured:
         }
         return self._held(contender, row)
 
-    def _baseline(self, contender: Contender) -> None:
-        """What others are compared with, where it has not been measured: a run that left it out needs it."""
-        if contender.name not in self.calls:
-            self._run(contender)
-
-    def _run(self, contender: Contender) -> float | None:
+    def _run(self, line: Line) -> float | None:
         """The contender's calls; gigabytes at the most beyond what was there before."""
-        assert self.loaded is not None
-        workload, pad, device = self._workload(), self.loaded.pad, self.bench.device
-        count = workload.batch * (1 if workload.batch > 1 else self.bench.pick(PROMPTS, 1))
-        prompts = prompts_of(self.loaded, self.bench.pick(self.case.context, 16), count)
-        batches = batches_of(prompts, workload.batch, pad, device)
+        loaded, model = self.models.of(self.case.source, self.case.shape)
         before = self._memory(start=True)
-        settings = fitting(contender.speculation, self.model)
-        bound = bind(self.model, replace(contender, speculation=settings))
-        own = contender.speculation is None
-        brief = replace(workload, new_tokens=min(workload.new_tokens, _SHORT)) if own else workload
-        for number in range(self.bench.pick(1 if own else WARM_UP, 1)):
-            run_once(bound, contender, batches[number % len(batches)], brief, pad)
-        batches = batches[:OWN_PROMPTS] if own else batches
-        repeats = 2 if len(batches) == 1 and not own else 1
-        self.calls[contender.name] = [
-            run_once(bound, contender, batch, workload, pad) for batch in batches for _ in range(repeats)
-        ]
+        settings = fitting(line.contender.speculation, model)
+        bound = bind(model, replace(line.contender, speculation=settings))
+        warm_up, counted = self._asked(line, loaded)
+        kind = settings is None, line.slow
+        asks, done, pace = [*warm_up, *counted], [], self.pace.get(kind, 0.0)
+        for number, (batch, workload) in enumerate(asks):
+            if number <= 2:  # the first call compiles: it tells of one more at the most
+                self._expect(pace, asks[number : 2 if number == 1 else None])
+            call = run_once(bound, line.contender, batch, workload, loaded.pad)
+            pace = call.seconds / workload.new_tokens
+            in_rounds = None if settings is None else bound.speculation.stats.round_seconds
+            done.append(Timed(call, batch.prompts, in_rounds))
+        self.pace[kind] = pace
+        self.calls[line.name] = done[len(warm_up) :]
+        self.bench.note(f"{self.title}: {line.name}", seconds_of(self.calls[line.name]))
         return None if before is None else (self._memory() or 0.0) - before
 
-    def _workload(self) -> Workload:
-        tokens = self.bench.pick(self.case.new_tokens, 6)
-        return Workload(tokens, self.case.temperature, 0, self.bench.pick(self.case.batch, 1), 0)
+    def _asked(self, line: Line, loaded: Loaded) -> tuple[list[Ask], list[Ask]]:
+        """What is generated before, and what counts."""
+        own, long = line.contender.speculation is None, self.case.long
+        tokens, context = self.bench.pick(self.case.new_tokens, 6), self.bench.pick(self.case.context, 16)
+        rows = self.bench.pick(self.case.batch, 1)
+        workload = Workload(tokens, self.case.temperature, 0, rows, 0)
+        brief = replace(workload, new_tokens=min(tokens, _SHORT))
+        count = rows * (1 if rows > 1 or long else self.bench.pick(PROMPTS, 1))
+        others, measured = (
+            batches_of(prompts_of(loaded, context, count, after), rows, loaded.pad, self.bench.device)
+            for after in (count + 1, 0)  # one between them: a prompt may reach into the next one's texts
+        )
+        calls = COMPILED_WARM_UP if line.slow else self.bench.pick(1 if own or long else WARM_UP, 1)
+        warm_up = [
+            (others[number % len(others)], brief if own and not line.slow else workload)
+            for number in range(calls)
+        ]
+        measured = measured[:OWN_PROMPTS] if own else measured
+        repeats = 2 if len(measured) == 1 and not own and not long else 1
+        return warm_up, [(batch, workload) for batch in measured for _ in range(repeats)]
+
+    def _expect(self, pace: float, asks: Sequence[Ask]) -> None:
+        """One row must not take the time of those after it; `pace`: seconds a new token."""
+        seconds = pace * sum(workload.new_tokens for _, workload in asks)
+        left = self.bench.seconds_left
+        if seconds > max(left, 0.0):
+            raise NotHereError(f"it would take about {seconds:.0f} seconds, its section had {left:.0f} left")
 
     def _memory(self, start: bool = False) -> float | None:
         """Gigabytes allocated now, or at the most since the start."""
@@ -125,52 +149,65 @@ class Measured:
             return torch.cuda.memory_allocated(self.bench.device) / 1e9
         return torch.cuda.max_memory_allocated(self.bench.device) / 1e9
 
-    def _ratio(self, base: str, seconds: Sequence[float]) -> float | None:
-        if base not in self.calls:
-            return None
-        others = [call.seconds for call in self.calls[base]]
-        together = min(len(others), len(seconds))  # both began with the same prompts
-        return spread(paired_ratios(others[:together], seconds[:together])).median
+    def _speeds(self, name: str, refused: bool) -> Row:
+        """Of whole calls, and of rounds alone, beside those of the others; none where the text is wrong."""
+        calls = [timed.call for timed in self.calls[name]]
+        row: Row = {
+            "tokens/s": spread([call.tokens / call.seconds for call in calls]).median,
+            "over AR": self._ratio(name, AR, "whole"),
+            "over generate": self._ratio(name, GENERATE, "whole"),
+        }
+        if all(timed.in_rounds for timed in self.calls[name]):
+            speeds = [timed.call.tokens / (timed.in_rounds or 1.0) for timed in self.calls[name]]
+            row["tokens/s in rounds"] = spread(speeds).median
+            row["rounds over AR"] = self._ratio(name, AR, "in rounds")
+        return dict.fromkeys(row) if refused else row
 
-    def _judge(self, contender: Contender, texts: list[Text]) -> tuple[str, bool]:
+    def _ratio(self, name: str, base: str, what: str) -> float | None:
+        """How much faster than the base's calls, of this run or those of an earlier one that it adds to."""
+        mine, others = (self.bench.noted(f"{self.title}: {who}") or {what: []} for who in (name, base))
+        pairs = list(zip(others[what], mine[what], strict=False))  # both began with the same prompts
+        return spread(paired_ratios(*zip(*pairs, strict=True))).median if pairs else None
+
+    def _judge(self, contender: Contender) -> tuple[str, bool]:
         """What the text was compared with, and whether a speed is refused for what came out."""
-        assert self.loaded is not None
         name = AR if contender.speculation is not None and contender.name != AR else GENERATE
         base = self.calls.get(name)
         if base is None or contender.name == GENERATE:
             return "", False
-        references = texts_of(base)
-        texts = texts[: len(references)]
-        references = references[: len(texts)]
+        together = list(zip(self.calls[contender.name], base, strict=False))
+        texts, references = (texts_of([pair[i].call for pair in together]) for i in (0, 1))
         if name == AR:
             exact = compare_exactly(texts, references)
             if not exact.different or self.case.temperature is not None:
                 return f"{exact} as AR", bool(exact.different)
         if self.case.temperature is not None:
             return "own draws", False
-        asked = [tuple(prompt) for prompt in self._prompts(len(texts))]
-        verdict = Referee(self.model, asked, references, sample=1).judge(texts)
+        asked = [prompt for timed, _ in together for prompt in timed.prompts]
+        _, model = self.models.of(self.case.source, self.case.shape)
+        verdict = Referee(model, asked, references, sample=1).judge(texts)
         return f"{verdict} as {name}", bool(verdict.different)
 
-    def _prompts(self, count: int) -> list[list[int]]:
-        """The prompt of every text, calls that were repeated included."""
-        assert self.loaded is not None
-        batch = self.bench.pick(self.case.batch, 1)
-        prompts = prompts_of(self.loaded, self.bench.pick(self.case.context, 16), count)
-        return [*prompts[:batch], *prompts[:batch]] if count == 2 * batch else prompts
-
     def _held(self, contender: Contender, row: Row) -> Row:
-        """The row with its targets."""
-        found = TARGETS.get((self.case.source, self.case.shape, self.case.title), {})
-        if contender.speculation is None or contender.name == AR:
+        """The row with its targets; where what it is held against was not measured, it says so."""
+        targets = TARGETS.get((self.case.source, self.case.shape, self.case.title), {})
+        if not targets or contender.speculation is None or contender.name == AR:
             return row
-        said = [f"{base} {least:g}" for base, least in found.items()]
-        met = all((row[f"over {base}"] or 0) >= least for base, least in found.items())
-        if not said:
-            return row
-        return {**row, "target": f"≥ {', '.join(said)}", "verdict": "reached" if met else "MISSED"}
+        found = {base: row[f"over {base}"] for base in targets}
+        if row["tokens/s"] is None or any(n is not None and not met(targets[b], n) for b, n in found.items()):
+            verdict = "MISSED"
+        else:
+            verdict = "not compared" if None in found.values() else "reached"
+        said = ", ".join(f"{base} {least:g}" for base, least in targets.items())
+        return {**row, "target": f"≥ {said}", "verdict": verdict}
 
 
 def texts_of(calls: Sequence[Call]) -> list[Text]:
     """All texts of the calls."""
     return [text for call in calls for text in call.texts]
+
+
+def seconds_of(calls: Sequence[Timed]) -> dict[str, list[float]]:
+    """Of every call, and of its rounds where they are known."""
+    rounds = [timed.in_rounds for timed in calls if timed.in_rounds is not None]
+    return {"whole": [timed.call.seconds for timed in calls], "in rounds": rounds}

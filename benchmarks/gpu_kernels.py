@@ -28,6 +28,7 @@ def run(bench: Bench) -> None:
     rows = [row for row in every_row(bench) if bench.wants(*row[:2])]
     if rows and bench.on_gpu and not bench.resumed:
         compile_all(bench, [work for *_, work in rows])
+        bench.start_clock()
     for table, name, work in rows:
         bench.measure(table, name, partial(seeded, work))
 
@@ -51,6 +52,7 @@ def compile_all(bench: Bench, works: Sequence[Callable[[], Row]]) -> None:
             work()
 
     torch.cuda.set_device(bench.device)
+    bench.measure_speeds()
     bench.compiling = True
     once(works[0])  # alone: what all kernels share is set up once
     with ThreadPoolExecutor(THREADS) as pool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_bench import Bench
+from gpu_bench import Bench, free
 from inflation import inflate
 from tiling import SHAPES, Shape
 
@@ -23,11 +23,16 @@ LEAST = Shape(16, 256, 8, 4, 576)
 """And for every one that a small model is inflated to."""
 
 
+def shape_of(bench: Bench, name: str) -> Shape:
+    """What a random model of that name has."""
+    return bench.pick(SHAPES[name], TINY)
+
+
 def random_model(bench: Bench, name: str) -> Any:
     """A Llama of that shape with random weights, bf16, without a copy on the host."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = bench.pick(SHAPES[name], TINY)
+    shape = shape_of(bench, name)
     config = LlamaConfig(
         vocab_size=shape.vocabulary or 4096,
         hidden_size=shape.hidden,
@@ -72,6 +77,26 @@ def inflated(bench: Bench, loaded: Loaded, shape: str) -> Any:
     return model
 
 
+class Inflated:
+    """Inflated models, each made when it is first needed, and kept while there is room."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._made: dict[tuple[str, str], tuple[Loaded, Any]] = {}
+
+    def of(self, source: str, shape: str) -> tuple[Loaded, Any]:
+        """The small model as it was loaded, and the large one."""
+        if (source, shape) not in self._made:
+            loaded = SOURCES[source].load(self._bench)
+            self._made[source, shape] = loaded, inflated(self._bench, loaded, shape)
+        return self._made[source, shape]
+
+    def keep_only(self, source: str, shape: str) -> None:
+        """Make room for a case that needs most of it."""
+        self._made = {key: made for key, made in self._made.items() if key == (source, shape)}
+        free(self._bench.device)
+
+
 def fitting(settings: Mapping[str, Any] | None, model: Any) -> Mapping[str, Any] | None:
     """Settings of an 8B shape for a model that may have fewer layers."""
     if settings is None or "exit_layer" not in settings:
@@ -80,13 +105,18 @@ def fitting(settings: Mapping[str, Any] | None, model: Any) -> Mapping[str, Any]
     return {**settings, "exit_layer": min(settings["exit_layer"], deepest)}
 
 
-def prompts_of(loaded: Loaded, tokens: int, count: int) -> list[list[int]]:
-    """Held-out code, `count` prompts of so many tokens; long ones are several put together, each in turn."""
+def prompts_of(loaded: Loaded, tokens: int, count: int, after: int = 0) -> list[list[int]]:
+    """Held-out code, `count` prompts of so many tokens; long ones are several put together, each in turn.
+
+    Args:
+        after: prompts that are passed over. There are 23,000 tokens: after those, texts come again, in
+            prompts that begin elsewhere.
+    """
     texts = read_prompts(bundled_prompts())
     ids = tokenized(loaded.tokenizer, texts, None, None)
     ids = [text for text in ids if len(text) >= min(64, tokens)]
     together = math.ceil(tokens / 128)
-    return [joined(ids, start, tokens) for start in range(0, count * together, together)][:count]
+    return [joined(ids, number * together, tokens) for number in range(after, after + count)]
 
 
 def joined(ids: Sequence[Sequence[int]], start: int, tokens: int) -> list[int]:

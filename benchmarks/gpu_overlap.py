@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from unittest.mock import patch
 
-from gpu_bench import Bench, Row, free
+from gpu_bench import Bench, Row
 from gpu_capture import captured_pass_seconds
 from gpu_models import random_model
 
@@ -23,18 +24,18 @@ _PASS = 5e-3
 
 def run(bench: Bench) -> None:
     """A plain step and a draft step in 4 bits at the 8B shape, launched both ways."""
-    model = random_model(bench, "8b-128k")
-    decoder = LayeredDecoder(model)
-    bench.measure("8b-128k, one token", "plain step", partial(both_ways, bench, decoder))
-    view = LowBitView(decoder, decoder.n_layers)
-    bench.measure("8b-128k, one token", "draft step in 4 bits", partial(both_ways, bench, view.of(decoder)))
-    del model, decoder, view
-    free(bench.device)
+    made = cache(lambda: LayeredDecoder(random_model(bench, "8b-128k")))
+
+    def viewed() -> LayeredDecoder:
+        return LowBitView(made(), made().n_layers).of(made())
+
+    bench.measure("8b-128k, one token", "plain step", partial(both_ways, bench, made))
+    bench.measure("8b-128k, one token", "draft step in 4 bits", partial(both_ways, bench, viewed))
 
 
-def both_ways(bench: Bench, decoder: Any) -> Row:
+def both_ways(bench: Bench, made: Callable[[], LayeredDecoder]) -> Row:
     """Milliseconds with PDL and without."""
-    milliseconds = []
+    decoder, milliseconds = made(), []
     for overlapping in (True, False):
         with forced(overlapping):
             seconds = captured_pass_seconds(decoder, decoder.n_layers, 1, 1, bench.pick(CONTEXT, 20), _PASS)

@@ -15,7 +15,10 @@ ABOUT = {
         "Every kernel against its plain-PyTorch reference, outputs poisoned with NaN; then its time, as "
         "replays of a CUDA graph that goes through more inputs than the L2 cache holds, over its floor: the "
         "bytes that must be read and written / the faster of copy and read. Targets: exit_head and accept "
-        "at most 1.25 times the floor; verify_attention at least 0.8 of the copy's speed at 16k."
+        "at most 1.25 times the floor; verify_attention at least 0.8 of the copy's speed at 16k. At few rows "
+        "the bytes of accept take less than an empty launch, of which it needs two: there it is held to 1.25 "
+        "times bytes and launches together, at 32 rows to its bytes alone. Products in 4 bits overlap as "
+        "those of a layer do (low_bit_products, low_bit_gated)."
     ),
     "sweep": "How each product is cut into programs: the best plan found beside the default.",
     "passes": (
@@ -29,10 +32,15 @@ ABOUT = {
     ),
     "endtoend": (
         "Whole calls, prefill included, on inflated models (benchmarks/inflation.py): passes cost what those "
-        "of the large shape cost, text and acceptance are those of the small model. Targets at 8B, batch 1, "
-        "greedy: the reference model at least 3 times AR and 4 times generate, its plain twin 2.3 times AR."
+        "of the large shape cost, text and acceptance are those of the small model. Columns of rounds leave "
+        "the prefill out, which is the same for AR and drafts. Calls before those that count have other "
+        "prompts. Targets at 8B, batch 1, greedy: the reference model at least 3 times AR and 4 times "
+        "generate, its plain twin 2.3 times AR."
     ),
-    "gap": "A profiler's trace of some rounds. Target: the GPU is idle for less than 5% of them.",
+    "gap": (
+        "A profiler's trace of some rounds. Targets: the GPU waits for the host for at most 5% of them, and "
+        "the host waits for the GPU once a round, for one copy."
+    ),
 }
 QUICK = "Tiny sizes, to try out the code: these figures measure nothing."
 

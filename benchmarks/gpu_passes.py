@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from gpu_bench import Bench, NotHereError, Row, free
+from gpu_bench import Bench, Row, free
 from gpu_capture import captured_pass_seconds
-from gpu_models import random_model
+from gpu_models import random_model, shape_of
 from gpu_rows import reached
 
 import selfspec
@@ -23,40 +23,47 @@ CONTEXT = 256
 def run(bench: Bench) -> None:
     """The 8B shape first: targets are about it."""
     for shape in ("8b-128k", "1b-128k"):
-        model = random_model(bench, shape)
-        Passes(bench, shape, model).run()
-        del model
+        Passes(bench, shape).run()
         free(bench.device)
 
 
 class Passes:
-    """The passes of one model.
+    """The passes of one model, which is made for the first row that is asked for.
 
     Args:
         shape: its name, in tables and targets.
     """
 
-    def __init__(self, bench: Bench, shape: str, model: Any) -> None:
-        self._bench, self._shape, self._model = bench, shape, model
-        self._decoder = LayeredDecoder(model)
+    def __init__(self, bench: Bench, shape: str) -> None:
+        self._bench, self._shape = bench, shape
         self._large = shape.startswith("8b")
         self._context = bench.pick(CONTEXT, 20)
 
     def run(self) -> None:
         """Verification, draft tokens, and the engine's own plain steps."""
         step: Callable[..., Row | None] = self._bench.measure
-        depth = self._decoder.n_layers
+        depth = shape_of(self._bench, self._shape).layers
         for width in WIDTHS:
             step(f"verify(m), {self._shape}", f"m = {width}", partial(self._verify, width))
         exits = sorted({1, max(1, depth // 8), depth // 4, depth // 2, depth})
         for layers in exits:
             step(f"draft token, {self._shape}", f"bf16, E = {layers}", partial(self._draft, layers))
-        view: list[LowBitView] = []
-        step(f"draft token, {self._shape}", "4-bit view, made", partial(self._make_view, view))
+        step(f"draft token, {self._shape}", "4-bit view, made", self._made_view)
         for layers in exits:
-            work = partial(self._low_bit, view, layers)
-            step(f"draft token, {self._shape}", f"4 bits, E = {layers}", work)
+            step(f"draft token, {self._shape}", f"4 bits, E = {layers}", partial(self._low_bit, layers))
         step(f"plain steps, {self._shape}", "AR, in whole calls", self._plain)
+
+    @cached_property
+    def _model(self) -> Any:
+        return random_model(self._bench, self._shape)
+
+    @cached_property
+    def _decoder(self) -> LayeredDecoder:
+        return LayeredDecoder(self._model)
+
+    @cached_property
+    def _view(self) -> LowBitView:
+        return LowBitView(self._decoder, self._decoder.n_layers)
 
     def _seconds(self, layers: int, width: int, floor: float) -> float:
         return captured_pass_seconds(self._decoder, layers, width, 1, self._context, floor)
@@ -73,15 +80,12 @@ class Passes:
         seconds = self._seconds(layers, 1, floor)
         return self._of_a_step(layers, seconds, floor, low_bit=False)
 
-    def _make_view(self, view: list[LowBitView]) -> Row:
-        view.append(LowBitView(self._decoder, self._decoder.n_layers))
-        return {"MB": view[0].bytes / 1e6, "share of bf16": view[0].bytes / view[0].viewed_bytes}
+    def _made_view(self) -> Row:
+        return {"MB": self._view.bytes / 1e6, "share of bf16": self._view.bytes / self._view.viewed_bytes}
 
-    def _low_bit(self, view: list[LowBitView], layers: int) -> Row:
-        if not view:
-            raise NotHereError("its view could not be made")
+    def _low_bit(self, layers: int) -> Row:
         floor = (view_bytes(self._decoder, layers) + self._cached(layers)) / self._bench.speed
-        decoder = view[0].of(self._decoder)
+        decoder = self._view.of(self._decoder)
         seconds = captured_pass_seconds(decoder, layers, 1, 1, self._context, floor)
         return self._of_a_step(layers, seconds, floor, low_bit=True)
 

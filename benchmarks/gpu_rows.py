@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -52,5 +52,11 @@ def n_sets(bench: Bench, nbytes: int) -> int:
 
 def reached(row: Row, column: str, target: float, most: bool = True) -> Row:
     """The row with a target for one of its columns: the `most` or least that it may be."""
-    outcome = "reached" if met(target, row[column], most=most) else "MISSED"
-    return {**row, "target": f"{'≤' if most else '≥'} {target:g}", "verdict": outcome}
+    return all_reached(row, {column: target}, most)
+
+
+def all_reached(row: Row, targets: Mapping[str, float], most: bool = True) -> Row:
+    """The row with targets for some of its columns, all of which it must keep."""
+    said = ", ".join(f"{column} {'≤' if most else '≥'} {target:g}" for column, target in targets.items())
+    kept = all(met(target, row[column], most=most) for column, target in targets.items())
+    return {**row, "target": said, "verdict": "reached" if kept else "MISSED"}

@@ -21,6 +21,7 @@ from torch import Tensor
 from selfspec_kernels import exit_head_launch, low_bit_launch, verify_attention_launch
 from selfspec_kernels.exit_head_reference import Head
 from selfspec_kernels.launching import processors
+from selfspec_kernels.overlap import with_overlap
 from selfspec_kernels.row_norm_reference import Norm
 from selfspec_kernels.verify_attention_reference import Attention
 
@@ -108,7 +109,7 @@ def several_packed(bench: Bench, outputs: tuple[int, ...], inputs: int, group: i
     made = [packed_of(bench, size, inputs, group) for size in bench.sizes(outputs)]
     default = launch.plan(rows, sum(outputs), inputs, group, processors(bench.device))
     return Candidates(
-        lambda plan, matrices: launch.products(x, matrices, None, 1.0, plan),
+        with_overlap()(lambda plan, matrices: launch.products(x, matrices, None, 1.0, plan)),
         first_plans(default, launch.candidates(rows, inputs, group)),
         lambda: [launch.PackedMatrix(*(part.clone() for part in pair)) for pair in made],
         sum(part.nbytes for pair in made for part in pair) + 2 * rows * (inputs + sum(outputs)),
@@ -123,7 +124,7 @@ def gated_packed(bench: Bench, outputs: int, inputs: int, group: int, rows: int)
     made = packed_of(bench, bench.pick(outputs, 40), inputs, group)
     default = launch.plan(rows, 2 * outputs, inputs, group, processors(bench.device))
     return Candidates(
-        lambda plan, pair: launch.gated(x, pair[0], pair[1], "silu", plan),
+        with_overlap()(lambda plan, pair: launch.gated(x, pair[0], pair[1], "silu", plan)),
         first_plans(default, launch.candidates(rows, inputs, group)),
         lambda: [launch.PackedMatrix(*(part.clone() for part in made)) for _ in range(2)],
         2 * sum(part.nbytes for part in made) + 2 * rows * (inputs + outputs),

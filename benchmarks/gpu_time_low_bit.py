@@ -13,6 +13,7 @@ from gpu_time_rounds import Timing
 from torch import Tensor
 
 from selfspec_kernels.low_bit_product import low_bit_product
+from selfspec_kernels.overlap import with_overlap
 
 PACKED = {
     # outputs, inputs, inputs that share a scale
@@ -80,6 +81,7 @@ def several_row(bench: Bench, sizes: tuple[int, ...], inputs: int, group: int, r
         for _ in range(n_sets(bench, nbytes))
     ]
 
+    @with_overlap()  # as in a layer
     def run(matrices: list[PackedMatrix]) -> object:
         return low_bit_products(x, matrices, residual=residual, backend=bench.backend)
 
@@ -100,6 +102,7 @@ def gated_row(bench: Bench, outputs: int, inputs: int, group: int, rows: int) ->
         for _ in range(n_sets(bench, nbytes))
     ]
 
+    @with_overlap()
     def run(pair: list[PackedMatrix]) -> object:
         return low_bit_gated(x, pair[0], pair[1], activation="silu", backend=bench.backend)
 

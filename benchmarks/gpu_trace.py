@@ -16,6 +16,8 @@ ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 ON_HOST = ("cuda_runtime", "cuda_driver")
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize", "cuStreamSynchronize")
 _TO_HOST = "DtoH"
+_GRAPH = "GraphLaunch"
+_CAPTURE = "GraphInstantiate"
 
 
 def traced(work: Callable[[], object]) -> list[Event]:
@@ -34,8 +36,12 @@ def traced(work: Callable[[], object]) -> list[Event]:
 
 @dataclass(frozen=True)
 class Decoding:
-    """The stretch from the first report to the host to the last one; times in microseconds."""
+    """The stretch from the first round's report to the host to the last one's; times in microseconds."""
 
+    rounds: int
+    """Graphs that were launched, the first one's not counted: the stretch begins when it is done."""
+    captures: int
+    """Graphs that were made: a stretch with one tells nothing of others."""
     total: float
     busy: float
     """Time in which the GPU ran something."""
@@ -50,16 +56,21 @@ class Decoding:
 
 
 def decoding(events: Sequence[Event]) -> Decoding | None:
-    """What the trace says of whole rounds, each of which ends with a copy to the host; None without two."""
+    """What the trace says of rounds, each a graph that ends with a copy to the host; None without two.
+
+    A call also copies to the host before its first round, and may afterwards.
+    """
+    graphs = sorted(e["ts"] for e in events if e.get("cat") in ON_HOST and _GRAPH in e["name"])
     device = sorted((e for e in events if e.get("cat") in ON_DEVICE), key=lambda e: e["ts"])
-    reports = [e for e in device if _TO_HOST in e["name"]]
-    if len(reports) < 2:
+    ends = [e["ts"] + e["dur"] for e in device if _TO_HOST in e["name"]]
+    if len(graphs) < 2 or not ends or ends[-1] < graphs[-1]:
         return None
-    begin, end = (e["ts"] + e["dur"] for e in (reports[0], reports[-1]))
+    begin, end = (next(e for e in ends if e > started) for started in (graphs[0], graphs[-1]))
     inside = [e for e in device if begin <= e["ts"] < end]
     host = [e for e in events if e.get("cat") in ON_HOST and begin <= e["ts"] < end]
-    ends = {e["ts"] + e["dur"] for e in reports}
     return Decoding(
+        rounds=len(graphs) - 1,
+        captures=sum(_CAPTURE in e["name"] for e in host),
         total=end - begin,
         busy=_covered(inside),
         waiting=sum(gap for after, gap in _gaps(inside, begin) if after in ends),

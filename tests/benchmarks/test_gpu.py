@@ -4,52 +4,20 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gpu
-import gpu_rows
 import pytest
 import torch
-from gpu_bench import Bench, DeviceLostError, NotHereError
-from gpu_checks import Check, worst
-from gpu_kernels import held
-from gpu_page import page
-from gpu_trace import decoding
-
-CPU = torch.device("cpu")
-KERNEL, COPY = "kernel", "gpu_memcpy"
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """`command(*options)` runs the benchmark on tiny sizes and returns what it saved."""
-
-    def run(*options: str, status: int = 0) -> dict[str, Any]:
-        given = ["--device", "cpu", "--quick", "--output", str(tmp_path), *options]
-        monkeypatch.setattr(sys, "argv", ["gpu.py", *given])
-        with torch.no_grad():
-            assert gpu.main() == status
-        found: dict[str, Any] = json.loads((tmp_path / "gpu.json").read_text())["sections"]
-        return found
-
-    return run
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    made = Bench(CPU, tmp_path, {}, quick=True)
-    made.begin("kernels", 60, resume=False)
-    return made
-
+from gpu_bench import Bench, DeviceLostError
 
 # On the command line
 
 
 @pytest.mark.parametrize(
-    "sections", [("bandwidth", "kernels", "sweep", "passes", "gap"), ("text", "endtoend")]
+    "sections", [("overlap", "bandwidth", "kernels", "sweep", "passes", "gap"), ("text", "endtoend")]
 )
 def test_every_section_runs_and_is_written(
     sections: tuple[str, ...], command: Callable[..., dict[str, Any]], tmp_path: Path
@@ -57,7 +25,7 @@ def test_every_section_runs_and_is_written(
     if "sweep" in sections:
         pytest.importorskip("triton")
     found = command("--sections", *sections)
-    assert set(found) == set(sections)
+    assert list(found) == list(sections)  # in the order in which they were asked for
     text = (tmp_path / "gpu.md").read_text()
     for name, section in found.items():
         assert not section["failed"]
@@ -104,6 +72,57 @@ def test_a_lost_device_is_left_behind_in_a_new_process(
     assert again.sections == ["kernels", "sweep"] and again.resume == "kernels" and again.quick
 
 
+def test_sections_run_in_the_order_given(
+    command: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    for name in ("bandwidth", "text", "endtoend"):
+        module = importlib.import_module(f"gpu_{name}")
+        monkeypatch.setattr(module, "run", lambda bench, name=name: ran.append(name))
+    command("--sections", "endtoend", "bandwidth", "text")
+    assert ran == ["endtoend", "bandwidth", "text"]
+
+
+def test_what_runs_unasked_is_done_in_time() -> None:
+    usual = gpu.arguments(["--device", "cuda"]).sections
+    assert usual == ["bandwidth", "kernels", "text", "passes", "endtoend", "gap"]
+    taken = sum(section.seconds for section in gpu.SECTIONS if section.name in usual)
+    assert taken + 60 <= 450  # imports, compiling what is not in the cache, rows that had begun
+
+
+def test_several_patterns_choose_rows(command: Callable[..., dict[str, Any]]) -> None:
+    tables = command("--sections", "bandwidth", "--only", "sum,", "from Python")["bandwidth"]["tables"]
+    assert {row for rows in tables.values() for row in rows} == {
+        "sum, read only",
+        "a tiny kernel launched from Python",
+    }
+
+
+def test_rows_that_are_not_asked_for_stay(command: Callable[..., dict[str, Any]]) -> None:
+    before = command("--sections", "bandwidth")["bandwidth"]["tables"]["memory"]
+    after = command("--sections", "bandwidth", "--only", "sum,")["bandwidth"]["tables"]["memory"]
+    assert after["copy, read and written"] == before["copy, read and written"]
+    assert after["sum, read only"] != before["sum, read only"]
+
+
+@pytest.mark.parametrize("adding", [("--only", "sum,"), ("--resume", "bandwidth")])
+def test_rows_of_another_machine_are_not_added_to(
+    adding: tuple[str, ...],
+    command: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command("--sections", "bandwidth")
+    stored = tmp_path / "gpu.json"
+    elsewhere = json.loads(stored.read_text())
+    elsewhere["sections"]["bandwidth"]["conditions"]["hardware"] = "another card"
+    stored.write_text(json.dumps(elsewhere))
+    assert command("--sections", "text", "bandwidth", *adding, status=2) == elsewhere["sections"]
+    said = capsys.readouterr().err
+    assert "hardware was another card" in said and "--output" in said
+    assert command("--sections", "bandwidth")["bandwidth"]["conditions"]["hardware"] != "another card"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -120,77 +139,25 @@ def test_what_would_measure_nothing_is_refused(
     assert message in capsys.readouterr().err
 
 
-# Rows
+# Models
 
 
-def test_a_row_that_fails_is_listed_and_the_next_one_is_measured(bench: Bench) -> None:
-    assert bench.measure("t", "broken", lambda: {"µs": 1 / 0}) is None
-    assert bench.measure("t", "whole", lambda: {"µs": 2.0}) == {"µs": 2.0}
-    text = (bench.output / "gpu.md").read_text()
-    assert "t: broken: ZeroDivisionError" in text and "| whole | 2 |" in text
+@pytest.mark.parametrize("section", ["passes", "gap", "overlap"])
+def test_a_model_without_room_costs_rows_and_none_is_made_that_is_not_asked_for(
+    section: str, command: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(f"gpu_{section}")
+    made, random_model = [], module.random_model
 
+    def without_room(bench: Bench, name: str) -> Any:
+        made.append(name)
+        if name == "8b-128k":
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return random_model(bench, name)
 
-def test_what_is_not_there_or_had_no_time_is_said_to_be_unmeasured(bench: Bench) -> None:
-    def missing() -> dict[str, Any]:
-        raise NotHereError("there is no such kernel")
-
-    bench.measure("t", "missing", missing)
-    bench.begin("text", -1, resume=False)
-    bench.measure("t", "late", lambda: {"µs": 2.0})
-    text = page(bench.document)
-    assert "t: missing: there is no such kernel" in text
-    assert "t: late: its section had no time left" in text
-
-
-def test_a_section_that_goes_on_repeats_no_row_and_no_failure(bench: Bench) -> None:
-    bench.measure("t", "there", lambda: {"µs": 1.0})
-    bench.measure("t", "broken", lambda: {"µs": 1 / 0})
-    bench.begin("kernels", 60, resume=True)
-    for name in ("there", "broken"):
-        bench.measure("t", name, lambda: pytest.fail("measured again"))
-    bench.begin("kernels", 60, resume=False)
-    assert bench.measure("t", "there", lambda: {"µs": 3.0}) == {"µs": 3.0}
-
-
-def test_nan_never_passes(bench: Bench) -> None:
-    nan, ones = torch.full((3,), float("nan")), torch.ones(3)
-    assert worst(nan, ones) == float("inf")
-    assert worst(ones, ones) == 0.0
-    row = held(bench, Check("kernel", "nan", lambda bench: float("nan"), 1.0))
-    assert row["verdict"] == "MISSED"
-
-
-def test_a_target_is_held_from_its_own_side() -> None:
-    assert gpu_rows.reached({"x": 1.2}, "x", 1.25)["verdict"] == "reached"
-    assert gpu_rows.reached({"x": 1.3}, "x", 1.25)["verdict"] == "MISSED"
-    assert gpu_rows.reached({"x": 0.7}, "x", 0.8, most=False)["verdict"] == "MISSED"
-
-
-# Traces
-
-
-def event(category: str, name: str, start: float, length: float) -> dict[str, Any]:
-    return {"cat": category, "name": name, "ts": start, "dur": length}
-
-
-def test_a_trace_tells_waiting_for_the_host_from_other_idle_time() -> None:
-    found = decoding(
-        [
-            event(COPY, "Memcpy DtoH (Device -> Pinned)", 0, 2),  # the first round's report
-            event(KERNEL, "draft", 6, 10),  # the host took 4
-            event(KERNEL, "verify", 17, 20),  # idle for 1, but not for the host
-            event(KERNEL, "beside it", 20, 5),
-            event(COPY, "Memcpy DtoH (Device -> Pinned)", 37, 2),
-            event(KERNEL, "the next round", 50, 2),
-            event("cuda_runtime", "cudaGraphLaunch", 4, 1),
-            event("cuda_runtime", "cudaStreamSynchronize", 5, 30),
-            event("cuda_runtime", "cudaStreamSynchronize", 45, 3),
-        ]
-    )
-    assert found is not None
-    assert (found.total, found.busy, found.waiting) == (37, 32, 4)
-    assert (found.copies, found.waits, found.launches) == (1, 1, 1)
-
-
-def test_a_trace_without_rounds_says_nothing() -> None:
-    assert decoding([event(KERNEL, "alone", 0, 1)]) is None
+    monkeypatch.setattr(module, "random_model", without_room)
+    command("--sections", section, "--only", "nothing has this name")
+    assert not made
+    found = command("--sections", section, "--only", "m = 1", "AR", "step", status=1)[section]
+    assert found["failed"] and all("8b-128k" in label for label in found["failed"])
+    assert section != "passes" or found["tables"]["verify(m), 1b-128k"]
