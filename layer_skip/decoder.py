@@ -1,6 +1,7 @@
 """LayeredDecoder: embed, run layers [a, b), read logits, over the model's own modules."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -216,7 +217,10 @@ class LayeredDecoder:
         """Scale and soft cap of the logits, where the head is a norm, one matrix and these; else None."""
         if self._project_out is not None or self._input_divisor is not None:
             return None
-        return (self._logit_multiplier or 1.0) / (self._logit_divisor or 1.0), self._softcap
+        divisor = self._logit_divisor or 1.0
+        if math.frexp(divisor)[0] != 0.5:  # a product with its inverse would be rounded otherwise
+            return None
+        return (self._logit_multiplier or 1.0) / divisor, self._softcap
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The exit head: final norm, LM head and the family's scale or cap; hidden [B, m, D] -> [B, m, V].

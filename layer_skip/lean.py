@@ -13,7 +13,7 @@ from layer_skip.attention import Visible
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.norms import LeanNorm, norm_of
 from layer_skip.packed_linear import PackedLinear
-from layer_skip.products import added, gated, together
+from layer_skip.products import ForFew, added, gated, together
 from selfspec_kernels.overlap import with_overlap
 from selfspec_kernels.rope_store import rope_store
 from selfspec_kernels.rope_store_reference import Projections
@@ -47,6 +47,8 @@ class LeanLayer(nn.Module):
         super().__init__()
         own: Any = layer
         attend = getattr(own, attention)
+        for module in (own, attend, own.mlp):
+            _check_forward(module)
         self._heads, self._size = attend.q_proj.out_features, int(attend.head_dim)
         self._heads //= self._size
         self._kv_heads = attend.k_proj.out_features // self._size
@@ -64,6 +66,8 @@ class LeanLayer(nn.Module):
         self._multiplier = float(getattr(own, "residual_multiplier", 1.0))
         self._overlaps = isinstance(own.mlp.down_proj, PackedLinear)
         """Kernels of weights in 4 bits are short enough to gain by it."""
+        self.is_exact = all(isinstance(p, ForFew) for p in (self._qkv, self._out, self._gated, self._down))
+        """Whether every row is computed alike: not where a product is a module's own, as of an adapter."""
 
     def forward(
         self,
@@ -108,15 +112,17 @@ class LeanHead(nn.Module):
         super().__init__()
         self.matrix = head
         self._product = together([head])
+        self.is_exact = isinstance(self._product, ForFew)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self._product(hidden)
 
 
 def lean(decoder: LayeredDecoder) -> tuple[LayeredDecoder, str]:
-    """The decoder with lean layers, and why it keeps its own, "" where it does not.
+    """The decoder with lean layers, and why rows may still depend on each other; "" where they do not.
 
-    A view in few bits becomes lean like the model itself.
+    A decoder whose layers are built in another way keeps its own. A view in few bits becomes lean like the
+    model itself.
     """
     if not decoder.family.lean:
         return decoder, f"layers of {decoder.family.model_type!r} run module by module"
@@ -124,9 +130,21 @@ def lean(decoder: LayeredDecoder) -> tuple[LayeredDecoder, str]:
         layers = [LeanLayer(layer, decoder.family.attention) for layer in decoder.layers]
     except (ValueError, AttributeError) as error:
         return decoder, f"layers run module by module: {error}"
-    norm = norm_of(decoder.norm)
-    parts = (decoder.norm if norm is None else LeanNorm(norm)), LeanHead(decoder.head)
-    return decoder.with_parts(layers, *parts), ""
+    norm, head = norm_of(decoder.norm), LeanHead(decoder.head)
+    exact = norm is not None and head.is_exact and all(layer.is_exact for layer in layers)
+    note = "" if exact else "some products or the last norm are modules' own"
+    return decoder.with_parts(layers, decoder.norm if norm is None else LeanNorm(norm), head), note
+
+
+def _check_forward(module: nn.Module) -> None:
+    """Somebody's own forward, on the module or put into its class, would be passed by.
+
+    Raises:
+        ValueError: there is one.
+    """
+    owner: Any = next(c for c in type(module).__mro__ if "forward" in vars(c))
+    if "forward" in vars(module) or owner.forward.__module__ != owner.__module__:
+        raise ValueError(f"{type(module).__name__} has a forward of its own")
 
 
 def _norm(owner: Any, name: str) -> Norm:

@@ -37,7 +37,8 @@ def norm_of(module: nn.Module | None) -> Norm | None:
     bias: Any = getattr(module, "bias", None)
     kinds: tuple[NormKind, ...] = ("layer",) if isinstance(module, nn.LayerNorm) else ("rms", "rms_one")
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, _PROBED_ROWS, len(weight), generator=generator).to(weight.device, weight.dtype)
+    x = torch.randn(1, _PROBED_ROWS, len(weight), generator=generator, device="cpu")
+    x = x.to(weight.device, weight.dtype)
     with torch.inference_mode():
         expected = module(x).float()
         for kind in kinds:

@@ -27,11 +27,11 @@ def together(modules: Sequence[nn.Module]) -> Product:
 
     if all(map(_is_packed, modules)):
         matrices = [_packed(module) for module in modules]
-        return _for_few(lambda x: low_bit_products(x, matrices), one_by_one)
+        return ForFew(lambda x: low_bit_products(x, matrices), one_by_one)
     if not all(map(is_plain_matrix, modules)):
         return one_by_one
     weights, biases = _weights(modules), _biases(modules)
-    return _for_few(lambda x: narrow_product(x, weights, biases), one_by_one)
+    return ForFew(lambda x: narrow_product(x, weights, biases), one_by_one)
 
 
 def added(module: nn.Module) -> Residual:
@@ -43,11 +43,11 @@ def added(module: nn.Module) -> Residual:
 
     if _is_packed(module):
         matrices = [_packed(module)]
-        return _for_few(lambda x, r, by: low_bit_products(x, matrices, residual=r, multiplier=by), apart)
+        return ForFew(lambda x, r, by: low_bit_products(x, matrices, residual=r, multiplier=by), apart)
     if not is_plain_matrix(module):
         return apart
     weights, biases = _weights([module]), _biases([module])
-    return _for_few(lambda x, r, by: narrow_product(x, weights, biases, residual=r, multiplier=by), apart)
+    return ForFew(lambda x, r, by: narrow_product(x, weights, biases, residual=r, multiplier=by), apart)
 
 
 def gated(gate: nn.Module, up: nn.Module, activation: nn.Module) -> Product:
@@ -61,12 +61,12 @@ def gated(gate: nn.Module, up: nn.Module, activation: nn.Module) -> Product:
         return apart
     if _is_packed(gate) and _is_packed(up):
         first, second = _packed(gate), _packed(up)
-        return _for_few(lambda x: low_bit_gated(x, first, second, activation=name), apart)
+        return ForFew(lambda x: low_bit_gated(x, first, second, activation=name), apart)
     plain = is_plain_matrix(gate) and is_plain_matrix(up)
     if not plain or any(bias is not None for bias in _biases([gate, up])):
         return apart
     one, other = _weights([gate, up])
-    return _for_few(lambda x: gated_product(x, one, other, activation=name), apart)
+    return ForFew(lambda x: gated_product(x, one, other, activation=name), apart)
 
 
 def is_plain_matrix(module: nn.Module) -> bool:
@@ -101,6 +101,12 @@ def _biases(modules: Sequence[Any]) -> list[Tensor | None]:
     return [None if module.bias is None else module.bias.detach() for module in modules]
 
 
-def _for_few(few: Callable[..., Tensor], many: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`few` for up to MOST_ROWS rows: beyond, arithmetic bounds a product, and the library's own is best."""
-    return lambda x, *more: (few if x.numel() // x.shape[-1] <= MOST_ROWS else many)(x, *more)
+class ForFew:
+    """`few`, a kernel whose rows are computed alike, for up to MOST_ROWS rows: beyond, arithmetic bounds a
+    product, and the library's own is best."""
+
+    def __init__(self, few: Callable[..., Tensor], many: Callable[..., Tensor]) -> None:
+        self._few, self._many = few, many
+
+    def __call__(self, x: Tensor, *more: Any) -> Tensor:
+        return (self._few if x.numel() // x.shape[-1] <= MOST_ROWS else self._many)(x, *more)

@@ -214,7 +214,7 @@ def _pass(
 
 def _tokens(decoder: LayeredDecoder, shape: tuple[int, int]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, decoder.vocab_size, shape, generator=generator).to(decoder.device)
+    return torch.randint(0, decoder.vocab_size, shape, generator=generator, device="cpu").to(decoder.device)
 
 
 def _difference(actual: Tensor, expected: Tensor, decoder: LayeredDecoder) -> float:

@@ -40,6 +40,8 @@ def prefill(call: Call) -> None:
             hidden = call.embed_prompt(group, span)
             window = call.cache.window(span, group)
             call.decoder.run(hidden, 0, call.decoder.n_layers, span, window, call.watch)
+    if call.decoder.device.type == "cuda":  # or the first round, which is timed, would wait for it
+        torch.cuda.current_stream(call.decoder.device).synchronize()
     call.stats.prefill_seconds += time.perf_counter() - began
 
 

@@ -199,6 +199,6 @@ def _call(
 
 def _mode(speculation: "Speculation", decoder: LayeredDecoder, rows: Rows) -> Mode:
     # From torch's own generator, so that torch.manual_seed decides the text.
-    seed = int(torch.randint(0, 2**62, (1,)))
+    seed = int(torch.randint(0, 2**62, (1,), device="cpu"))
     kind = Coupled if speculation.config.acceptance == "coupled" else Rejection
     return kind(seed, request_keys(rows.prompts()).to(decoder.device), decoder.vocab_size)

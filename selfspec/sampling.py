@@ -21,11 +21,11 @@ def request_keys(prompts: list[list[int]]) -> Tensor:
     seen: Counter[bytes] = Counter()
     keys = []
     for prompt in prompts:
-        tokens = torch.tensor(prompt, dtype=torch.int64).numpy().tobytes()
+        tokens = torch.tensor(prompt, dtype=torch.int64, device="cpu").numpy().tobytes()
         digest = hashlib.blake2b(tokens + seen[tokens].to_bytes(8, "little"), digest_size=8).digest()
         keys.append(int.from_bytes(digest, "little", signed=True))
         seen[tokens] += 1
-    return torch.tensor(keys, dtype=torch.int64)
+    return torch.tensor(keys, dtype=torch.int64, device="cpu")
 
 
 def position_keys(seed: int, requests: Tensor, positions: Tensor, stream: int = 0) -> Tensor:

@@ -59,8 +59,9 @@ class ShapePlan:
         return -(-slots // self.key_quantum) * self.key_quantum
 
 
-_Product = tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, int], bool, torch.dtype, torch.device]
-"""A product, the shape [outputs, inputs] of its matrix, whether that is kept transposed, dtype and device."""
+_Product = tuple[Callable[..., Tensor], tuple[int, int], bool, bool, torch.dtype, torch.device]
+"""A product, the shape [outputs, inputs] of its matrix, whether that is kept transposed, whether there is
+a bias, which other code of a library may add, dtype and device."""
 FASTEST = ShapePlan()
 _UNPADDED = ShapePlan(doubt="")
 _plans: WeakKeyDictionary[LayeredDecoder, ShapePlan] = WeakKeyDictionary()
@@ -147,30 +148,32 @@ def _unprobed_product(module: nn.Module) -> str:
     return "" if plain else "quantised weights"
 
 
-def _product(module: nn.Module) -> _Product:
-    weight: Any = module.weight
+def _product(module: Any) -> _Product:
+    weight = module.weight
     transposed = isinstance(module, Conv1D)  # GPT-2's keeps [in, out]
     outputs, inputs = reversed(weight.shape) if transposed else weight.shape
     product = onednn_product if isinstance(module, OneDNNLinear) else nn.functional.linear
-    return product, (outputs, inputs), transposed, weight.dtype, weight.device
+    return product, (outputs, inputs), transposed, module.bias is not None, weight.dtype, weight.device
 
 
 @lru_cache(maxsize=256)
 def _probe_product(
-    product: Callable[[Tensor, Tensor], Tensor],
+    product: Callable[..., Tensor],
     shape: tuple[int, int],
     transposed: bool,
+    biased: bool,
     dtype: torch.dtype,
     device: torch.device,
     _threads: int,
 ) -> frozenset[int]:
     generator = torch.Generator().manual_seed(0)
     outputs, inputs = min(shape[0], _PROBED_COLUMNS), shape[1]
-    weight = torch.randn(outputs, inputs, generator=generator).to(device, dtype)
+    weight = torch.randn(outputs, inputs, generator=generator, device="cpu").to(device, dtype)
     weight = weight.t().contiguous().t() if transposed else weight
-    x = torch.randn(max(_ROW_COUNTS), inputs, generator=generator).to(device, dtype)
-    reference = product(x, weight)
-    return frozenset(n for n in _ROW_COUNTS if not torch.equal(product(x[:n], weight), reference[:n]))
+    x = torch.randn(max(_ROW_COUNTS), inputs, generator=generator, device="cpu").to(device, dtype)
+    more = [weight[:, 0].clone()] if biased else []
+    reference = product(x, weight, *more)
+    return frozenset(n for n in _ROW_COUNTS if not torch.equal(product(x[:n], weight, *more), reference[:n]))
 
 
 @lru_cache(maxsize=64)
@@ -212,7 +215,8 @@ def _attention_samples(
         generator = torch.Generator().manual_seed(seed)
         shapes = ((kv_heads * groups, max(_WIDTHS)), (kv_heads, 2048), (kv_heads, 2048))
         query, key, value = (
-            torch.randn(1, h, n, head_size, generator=generator).to(device, dtype) for h, n in shapes
+            torch.randn(1, h, n, head_size, generator=generator, device="cpu").to(device, dtype)
+            for h, n in shapes
         )
         yield 2 * query, key, value, cached
 

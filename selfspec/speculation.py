@@ -229,8 +229,12 @@ class Speculation:
 
     def _time(self, decoder: LayeredDecoder, widths: Sequence[int] = WIDTHS) -> PassCosts:
         """Costs of the passes of the model, or of a view, as calls will run them."""
-        time = time_captured if self.on_device(decoder) else time_passes
-        return time(decoder, widths)
+        if self.on_device(decoder):
+            try:
+                return time_captured(decoder, widths)
+            except RuntimeError as error:  # out of memory is one
+                self._model_reason = f"its passes cannot be captured ({str(error).splitlines()[0]})"
+        return time_passes(decoder, widths)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy measures and packs its own: a view follows the weights of one model.

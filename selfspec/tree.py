@@ -144,7 +144,7 @@ class Tree:
     def path_columns(self) -> Tensor:
         """For every node the columns from the root to it, [n+1, depth+1]; short paths repeat their end."""
         rows = [[0, *(index + 1 for index in path)] for path in self.paths]
-        return torch.tensor([row + row[-1:] * (self.depth + 1 - len(row)) for row in rows])
+        return torch.tensor([row + row[-1:] * (self.depth + 1 - len(row)) for row in rows], device="cpu")
 
     def ancestors(self, width: int) -> Tensor:
         """Which columns each column sees, itself included: bool [width, width], see `_ancestors`."""
@@ -241,7 +241,7 @@ def grafted(tree: Tree, length: int) -> Tree:
 
 @lru_cache(maxsize=512)
 def _ancestors(parents: tuple[int, ...], width: int) -> Tensor:
-    seen = torch.eye(width, dtype=torch.bool)
+    seen = torch.eye(width, dtype=torch.bool, device="cpu")
     for node in range(1, width):
         parent = parents[node - 1] if node <= len(parents) else node - 1
         seen[node] |= seen[parent]

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
+import torch
+
 from layer_skip.decoder import LayeredDecoder
 from layer_skip.low_bit import LowBitView, NothingToViewError, fastest_bits, layers_that_fit, n_matrices
 from selfspec.config import SpeculationConfig
@@ -148,6 +150,12 @@ def make_view(
             view = LowBitView(decoder, wanted, bits, advance, begun=begun)
     except NothingToViewError as error:
         return None, f"{error}: drafting with the model's own weights"
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None, (
+            f"no memory is left for a low-bit view of {wanted} layers and the head: drafting with the "
+            "model's own weights; draft_memory= says how much it may take"
+        )
     note = _description(view, decoder.n_layers, time.perf_counter() - began)
     if shown:  # who waited for it wants to know what it takes
         print(note, file=sys.stderr)

@@ -28,7 +28,7 @@ def choose_backend(backend: Backend | None, name: str, tensor: Tensor) -> Backen
         KernelInputError: the backend is unknown, or cannot run where the tensor is.
     """
     if backend is None:
-        return "triton" if _has_triton(tensor) else "reference"
+        return "triton" if has_triton(tensor.device) else "reference"
     if backend not in get_args(Backend):
         raise KernelInputError(f"backend must be 'triton', 'reference' or None, not {backend!r}")
     if backend == "triton":
@@ -78,11 +78,12 @@ def check(
         raise KernelInputError(f"{name} must be contiguous in its last dimension, not {tensor.stride()}")
 
 
-def _has_triton(tensor: Tensor) -> bool:
-    if not tensor.is_cuda or torch.version.cuda is None:
+def has_triton(device: torch.device) -> bool:
+    """Whether kernels run in Triton there by default: on NVIDIA GPUs of capability 8.0 and above."""
+    if device.type != "cuda" or torch.version.cuda is None:
         return False
     try:
         import triton  # noqa: F401
     except ImportError:
         return False
-    return torch.cuda.get_device_capability(tensor.device) >= _LEAST_CAPABILITY
+    return torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY

@@ -23,7 +23,8 @@ def _logits(
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
     PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_N, ROWS] in fp32: tokens of a block for rows of x [rows, D]."""
+    """[BLOCK_N, ROWS] in fp32, rounded to x's dtype at each step: tokens of a block for rows of x [rows, D]."""
+    dtype = x_ptr.dtype.element_ty
     d = tl.arange(0, BLOCK_D)
     weight_ptrs = weight_ptr + token.to(tl.int64)[:, None] * weight_stride + d[None, :]
     x_ptrs = x_ptr + r.to(tl.int64)[None, :] * D + d[:, None]
@@ -39,13 +40,15 @@ def _logits(
         total *= tl.load(scale_ptr + token, mask=token_in, other=0.0)[:, None]
     if bias_ptr is not None:
         total += tl.load(bias_ptr + token, mask=token_in, other=0.0).to(tl.float32)[:, None]
-    total *= multiplier
+    total = total.to(dtype).to(tl.float32)
+    total = (total * multiplier).to(dtype).to(tl.float32)
     if softcap is not None:
-        total = _tanh(total / softcap) * softcap
+        total = _tanh((total / softcap).to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
+        total = (total * softcap).to(dtype).to(tl.float32)
     return total
 
 
-@triton.jit(do_not_specialize=["rows", "width"])
+@triton.jit(do_not_specialize=["rows", "width", "row_stride", "column_stride"])
 def head_kernel(
     x_ptr, weight_ptr, scale_ptr, bias_ptr, shortlist_ptr, temperature_ptr, keys_ptr, positions_ptr,
     values_ptr, logits_ptr, indices_ptr, tops_ptr, masses_ptr,

@@ -77,18 +77,23 @@ def reference_exit_head(
 
 
 def reference_logits(hidden: Tensor, head: Head) -> Tensor:
-    """Logits [B, m, V] (or [B, m, S] of a shortlist) in fp32 for hidden states [B, m, D]."""
+    """Logits [B, m, V] (or [B, m, S] of a shortlist) in fp32 for hidden states [B, m, D].
+
+    They are rounded to the dtype of the hidden states where a model's own modules round.
+    """
     x = normalized(hidden, head).float()
     rows = slice(None) if head.shortlist is None else head.shortlist.long()
-    logits = F.linear(x, head.weight[rows].float())
+    product = F.linear(x, head.weight[rows].float())
     if head.scale is not None:
-        logits = logits * head.scale[rows]
+        product = product * head.scale[rows]
     if head.bias is not None:
-        logits = logits + head.bias[rows].float()
-    logits = logits * head.multiplier
+        product = product + head.bias[rows].float()
+    logits = product.to(hidden.dtype)
+    if head.multiplier != 1.0:
+        logits = logits * head.multiplier
     if head.softcap is not None:
         logits = torch.tanh(logits / head.softcap) * head.softcap
-    return logits
+    return logits.float()
 
 
 def normalized(hidden: Tensor, head: Head) -> Tensor:

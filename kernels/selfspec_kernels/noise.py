@@ -48,8 +48,8 @@ class Noise:
 
 def stream_keys(seed: int, requests: Tensor, stream: int = 0) -> Tensor:
     """Keys [B] of requests [B]; `stream` separates uses of the same position."""
-    start = mix64(torch.tensor(seed + stream * GOLDEN & 0x7FFFFFFFFFFFFFFF, dtype=torch.int64))
-    return mix64(requests ^ start.to(requests.device))
+    start = torch.tensor(seed + stream * GOLDEN & 0x7FFFFFFFFFFFFFFF, dtype=torch.int64, device="cpu")
+    return mix64(requests ^ mix64(start).to(requests.device))
 
 
 def position_keys(keys: Tensor, positions: Tensor) -> Tensor:

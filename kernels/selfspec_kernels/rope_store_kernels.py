@@ -46,7 +46,7 @@ def _turned(
     return x
 
 
-@triton.jit(do_not_specialize=["width"])
+@triton.jit(do_not_specialize=["width", "slots_row"], do_not_specialize_on_alignment=["slots_ptr"])
 def rope_store_kernel(
     qkv_ptr, cos_ptr, sin_ptr, query_norm_ptr, key_norm_ptr, slots_ptr, query_ptr, keys_ptr, values_ptr,
     width, heads, kv_heads, eps,

@@ -10,7 +10,7 @@ import triton.language as tl
 from selfspec_kernels.overlap_kernels import allow_next, await_previous, request
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def norm_kernel(
     hidden_ptr, down_ptr, up_ptr, weight_ptr, bias_ptr, out_ptr,
     width, D, rank, row_stride, column_stride, eps,

@@ -1,6 +1,7 @@
 """The static buffers of captured rounds: what a call writes before them, and what comes back to the host."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,9 +74,8 @@ class Buffers:
         self.keys = integers(rows)
         self.temperature, self.top_p, self.min_p = numbers(), numbers(), numbers()
         self.top_k = torch.zeros(rows, dtype=torch.int32, device=device)
-        pinned = device.type == "cuda"
-        self._given = torch.full((rows, MOST_FOUND), NOTHING, dtype=torch.int64, pin_memory=pinned)
-        self._report = torch.zeros(rows * (2 * MOST_FOUND + 3), dtype=torch.int64, pin_memory=pinned)
+        self._given = _on_host(rows, MOST_FOUND, pinned=device.type == "cuda")
+        self._report = _on_host(rows * (2 * MOST_FOUND + 3), pinned=device.type == "cuda")
 
     def begin(
         self, texts: list[list[int]], limits: list[int], ends: frozenset[int], request: Request
@@ -83,15 +83,16 @@ class Buffers:
         """Take up a call: committed tokens of its rows; rows beyond them are finished from the start."""
         state, count = self.rows, len(texts)
         width = max(map(len, texts))
-        columns = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts])
-        state.sequences[:count, :width] = columns.to(state.sequences.device)
-        lengths = [*map(len, texts), *[1] * (len(state.lengths) - count)]
-        state.lengths.copy_(torch.tensor(lengths))
-        state.limits.copy_(torch.tensor([*limits, *[1] * (len(state.limits) - count)]))
-        state.finished.copy_(torch.arange(len(lengths)) >= count)
+        rest = len(state.lengths) - count
+        columns = [[*text, *[0] * (width - len(text))] for text in texts]
+        state.sequences[:count, :width] = _integers(columns, state.sequences)
+        state.lengths.copy_(_integers([*map(len, texts), *[1] * rest], state.lengths))
+        state.limits.copy_(_integers([*limits, *[1] * rest], state.limits))
+        state.finished.copy_(_integers([*[0] * count, *[1] * rest], state.finished))
         state.counters.zero_()
         listed = sorted(ends)
-        state.end_tokens.copy_(torch.tensor([*listed, *[_NO_TOKEN] * (MOST_END_TOKENS - len(listed))]))
+        listed += [_NO_TOKEN] * (MOST_END_TOKENS - len(listed))
+        state.end_tokens.copy_(_integers(listed, state.end_tokens))
         if request.keys is not None:
             self.keys[:count] = request.keys
         for name in ("temperature", "top_k", "top_p", "min_p"):
@@ -101,10 +102,9 @@ class Buffers:
 
     def give(self, found: list[list[int]], length: int) -> None:
         """Hand over found tokens, a list for every row; NOTHING stands where one has fewer than `length`."""
-        for row, tokens in enumerate(found):
-            line = [*tokens, *[NOTHING] * (length - len(tokens))]
-            self._given[row, :length] = torch.tensor(line, dtype=torch.int64)
-        self.found[:, :length].copy_(self._given[:, :length], non_blocking=True)
+        lines = [[*tokens, *[NOTHING] * (length - len(tokens))] for tokens in found]
+        self._given[:, :length] = _integers(lines, self._given)
+        self.found.copy_(self._given, non_blocking=True)
 
     def sampling(self, signature: Signature) -> Sampling:
         """The settings that a call with this signature has."""
@@ -136,6 +136,15 @@ class Buffers:
     def _host(self, length: int) -> Tensor:
         rows, width = len(self.keys), 2 * length + 3
         return self._report[: rows * width].view(rows, width)
+
+
+def _on_host(*shape: int, pinned: bool) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.int64, pin_memory=pinned, device="cpu")
+
+
+def _integers(values: list[Any], like: Tensor) -> Tensor:
+    """int64, where `like` is."""
+    return torch.tensor(values, dtype=torch.int64, device=like.device)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from selfspec.call import Call, Planner
 from selfspec.device.buffers import MOST_FOUND, Outcome, Signature
 from selfspec.device.request import request_of
-from selfspec.device.static_round import Kind
-from selfspec.device.workspace import Workspace, bucket
+from selfspec.device.static_round import Kind, bucket
+from selfspec.device.workspace import Workspace
 from selfspec.engine import append, prefill
 from selfspec.modes import not_a_number
 from selfspec.round import NOTHING, Step
@@ -48,8 +48,11 @@ def begin(call: Call, space: Workspace) -> Signature:
 
 def launchable(call: Call, space: Workspace, step: Step, signature: Signature) -> Kind:
     """The kind of round that a step asks for; found tokens are on their way to the device."""
-    if step.arm is not None or not step.length:
-        return space.ready_for(Kind(step.arm, min(step.length, MOST_FOUND), signature))
+    if not step.length:
+        return Kind(None, 0, signature)
+    if step.arm is not None:
+        kind = Kind(step.arm, min(step.length, MOST_FOUND), signature)
+        return space.ready_for(kind) if step.length + 1 >= call.rows.remaining else kind
     # Few lengths, so that graphs are found again: 1, 3, 7, 15, ...
     length = min(bucket(step.length + 1) - 1, MOST_FOUND)
     found: list[list[int]] = [[] for _ in range(space.rows)]
@@ -68,7 +71,7 @@ def commit(call: Call, step: Step, outcomes: list[Outcome]) -> int:
             raise not_a_number()
         candidates = [token for token in outcome.drafted[: step.length] if token != NOTHING]
         depth = len(candidates)
-        new, accepted, finished = append(call, row, outcome.tokens, depth, depth)
+        new, accepted, finished = append(call, row, outcome.tokens[: step.length + 1], depth, depth)
         total += len(new)
         if call.on_round is not None:
             call.on_round(RoundEvent(row, candidates, depth, (0,) * accepted, new))

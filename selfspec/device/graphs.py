@@ -3,15 +3,17 @@
 import logging
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 
 Key = TypeVar("Key", bound=Hashable)
-_NODE_BYTES = 4096
-"""Of the driver's own, for each kernel of a graph: a rough figure, counted where no allocation shows."""
+_GRAPH_BYTES = 1 << 20
+"""Of the driver's own, for a graph of some hundred kernels: a rough figure, where no allocation shows."""
 _log = logging.getLogger("selfspec")
 
 
@@ -75,35 +77,33 @@ class Graphs(Generic[Key]):
 
     def _capture(self, key: Key) -> None:
         before = torch.cuda.memory_reserved(self._device)
-        try:
-            graph = self._graph_of(key)
-        except RuntimeError as error:  # out of memory is one
-            if key in self._failed:
-                self._refuse(error)
-            self._failed.add(key)  # once more when it has run as it is: something may not have been compiled
+        graph = self._tried(key)
+        if graph is None:
             self._work(key)
             return
         grown = torch.cuda.memory_reserved(self._device) - before
-        self._captured[key] = _Captured(graph, max(grown, 0) + _NODE_BYTES)
+        self._captured[key] = _Captured(graph, max(grown, 0) + _GRAPH_BYTES)
         graph.replay()
         self._make_room()
+
+    def _tried(self, key: Key) -> Any:
+        """The graph of `key`; None where it cannot be captured, which is tried once more another time."""
+        try:
+            return self._graph_of(key)
+        except RuntimeError as error:  # out of memory is one
+            if key in self._failed:
+                self._refuse(error)
+            self._failed.add(key)
+        # A capture cannot free what is cached for other use, say of a long prefill.
+        torch.cuda.empty_cache()
+        return None
 
     def _graph_of(self, key: Key) -> Any:
         """The work of `key`, captured on a stream of its own; its memory is shared with the other graphs."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(self._device)
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            # Other threads go on as they like, and a kernel that is new to this one may be loaded.
-            graph.capture_begin(pool=self._pool, capture_error_mode="relaxed")
-            try:
-                self._work(key)
-            finally:
-                graph.capture_end()
-        current.wait_stream(self._stream)
-        return graph
+        return captured([partial(self._work, key)], self._stream, self._pool)
 
     def _make_room(self) -> None:
         while len(self._captured) > 1 and sum(c.bytes for c in self._captured.values()) > self._memory:
@@ -119,3 +119,38 @@ class Graphs(Generic[Key]):
             "and with the same text",
             stacklevel=2,
         )
+
+
+def captured(works: Sequence[Callable[[], object]], stream: Any, pool: Any) -> Any:
+    """A CUDA graph of `works`, captured on `stream` with its memory in `pool`; nothing has run yet.
+
+    Raises:
+        RuntimeError: something cannot be captured, or finds no memory.
+    """
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        # Other threads go on as they like, and a kernel that is new to this one may be loaded.
+        graph.capture_begin(pool=pool, capture_error_mode="relaxed")
+        try:
+            for work in works:
+                work()
+        except BaseException:
+            _abandon(graph, stream, pool)
+            raise
+        graph.capture_end()
+    current.wait_stream(stream)
+    return graph
+
+
+def _abandon(graph: Any, stream: Any, pool: Any) -> None:
+    """End a capture in which something failed.
+
+    Where that was a wait for the device, ending it fails too, and before the allocator is told: it would go
+    on handing out the graph's memory, and refuse to free any.
+    """
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(stream.device_index, pool)

@@ -1,20 +1,25 @@
 """Which calls run on the device alone, and what they ask of it."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers.generation import logits_process
 
 from layer_skip.decoder import LayeredDecoder
-from selfspec.cache import allocated_cache
+from layer_skip.lean import lean
+from selfspec.cache import KVCache, allocated_cache
 from selfspec.call import Call
 from selfspec.device.buffers import MOST_END_TOKENS, Request
+from selfspec.device.window import DeviceWindow
 from selfspec.device.workspace import hooked
 from selfspec.drafting import Lookup, ModelDrafter
 from selfspec.modes import Coupled, Greedy
 from selfspec.outputs import KeepingCache
 from selfspec.tuning.auto import Auto
+from selfspec_kernels.backend import has_triton
 from selfspec_kernels.noise import stream_keys
 from selfspec_kernels.verify_attention_reference import DTYPES, HEAD_SIZES
 
@@ -28,14 +33,14 @@ _WARPERS = {
 
 
 def device_is_able(device: torch.device) -> bool:
-    """Whether rounds may run on this device alone: only there is launching what a round waits for."""
-    return device.type == "cuda"
+    """Whether rounds may run on this device alone: what stands in for the kernels elsewhere asks the host."""
+    return has_triton(device)
 
 
 def model_reason(decoder: LayeredDecoder) -> str:
     """Why rounds of this model cannot run on the device alone; empty where they can.
 
-    Runs the model on one token, to see what its layers store.
+    Runs the model on one token twice, to see what its layers store and whether they ask the host.
     """
     reasons = {
         decoder.needs_masks: bool(decoder.needs_masks),
@@ -43,17 +48,50 @@ def model_reason(decoder: LayeredDecoder) -> str:
         "its experts are chosen on the host": "experts" in decoder.family.notes,
     }
     found = "; ".join(reason for reason, holds in reasons.items() if holds)
-    return found or _shape_reason(decoder)
-
-
-def _shape_reason(decoder: LayeredDecoder) -> str:
+    if found:
+        return found
     cache = allocated_cache(decoder, 1, 1)
+    return _shape_reason(cache) or _waiting_reason(decoder, cache)
+
+
+def _shape_reason(cache: KVCache) -> str:
     for key, value in zip(cache.keys, cache.values, strict=True):
         if key is None or value is None:
             return "layers share their keys and values"
         if key.shape != value.shape or key.shape[-1] not in HEAD_SIZES:
             return f"its heads are of {key.shape[-1]} and {value.shape[-1]}"
     return ""
+
+
+@torch.inference_mode()
+def _waiting_reason(decoder: LayeredDecoder, cache: KVCache) -> str:
+    """A pass that reads something back is found before a capture, which it would break half way."""
+    run = lean(decoder)[0]
+    first = torch.zeros(1, dtype=torch.int64, device=decoder.device)
+    with _waits_are_errors(decoder.device):
+        try:
+            span = run.span_on_device(first, 1)
+            hidden = run.embed(first[:, None], span)
+            run.logits(run.run(hidden, 0, run.n_layers, span, DeviceWindow(cache, span)))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            return f"its passes cannot be captured ({str(error).splitlines()[0]})"
+    return ""
+
+
+@contextmanager
+def _waits_are_errors(device: torch.device) -> Iterator[None]:
+    """Whatever waits for a GPU in here raises a RuntimeError."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def call_reason(call: Call) -> str:

@@ -26,6 +26,11 @@ _FUSED_ROWS = 4
 read again for every 16 tokens."""
 
 
+def bucket(count: int) -> int:
+    """`count` rounded up to a power of two."""
+    return 1 << max(count - 1, 0).bit_length()
+
+
 @dataclass(frozen=True)
 class Kind:
     """Which round: together with the buffers, all that decides what is launched."""
@@ -38,8 +43,8 @@ class Kind:
 
     @property
     def family(self) -> tuple[object, ...]:
-        """Rounds that need the same kernels, whatever their length and exit layer."""
-        return self.length > 0, self.arm and self.arm.low_bit, self.signature
+        """Rounds that need the same kernels: some are made for widths up to a power of two."""
+        return bucket(self.length + 1), self.arm and self.arm.low_bit, self.signature
 
 
 class Exit:
@@ -67,12 +72,18 @@ class Exit:
     def accept(
         self, hidden: Tensor, span: Span, draft: Tensor, buffers: Buffers, signature: Signature
     ) -> Accepted:
-        """What stands of a chain of tokens [B, K], from hidden states [B, K+1, D] behind all layers."""
-        choices = self._choices(hidden, span, buffers, signature)
+        """What stands of a chain of tokens [B, K], from hidden states [B, w, D] behind all layers, w > K.
+
+        Those past K pad the head's product as far as those of the layers, and are not looked at.
+        """
+        count = draft.shape[1] + 1
+        span = span.narrow(0, count)
+        choices = self._choices(hidden[:, :count], span, buffers, signature)
         if choices is not None:
             return accept_choices(*choices, draft)
         noise = buffers.noise(signature, span.positions + 1)
-        return accept(self.logits(hidden), draft, sampling=buffers.sampling(signature), noise=noise)
+        logits = self.logits(hidden)[:, :count]
+        return accept(logits, draft, sampling=buffers.sampling(signature), noise=noise)
 
     def _choices(
         self, hidden: Tensor, span: Span, buffers: Buffers, signature: Signature
@@ -125,7 +136,7 @@ class StaticRound:
         else:
             draft, hidden, exact = self._by_early_exit(last, span, kind, kind.arm.exit_layer)
         hidden = self._verify(hidden, span, exact)
-        verdict = self._exit.accept(hidden, span.narrow(0, length + 1), draft, buffers, kind.signature)
+        verdict = self._exit.accept(hidden, span, draft, buffers, kind.signature)
         drafted = (draft != NOTHING).sum(dim=1)
         commit(rows, verdict, drafted, drafted)
         buffers.report(draft, verdict)
@@ -164,13 +175,12 @@ class StaticRound:
         return torch.cat(tokens, dim=1), torch.cat(states, dim=1), exit_layer
 
     def _verify(self, hidden: Tensor, span: Span, exact: int) -> Tensor:
-        """Layers [exact, L) on hidden states [B, K+1, D] in one pass."""
+        """Layers [exact, L) on hidden states [B, K+1, D] in one pass, padded to [B, w, D]."""
         count = hidden.shape[1]
         width = self._width(count)
         if width > count:
             hidden = torch.cat([hidden, hidden[:, -1:].expand(-1, width - count, -1)], dim=1)
-        hidden = self._run(self.target, hidden, exact, self.target.n_layers, span.narrow(0, width))
-        return hidden[:, :count]
+        return self._run(self.target, hidden, exact, self.target.n_layers, span.narrow(0, width))
 
     def _run(self, decoder: LayeredDecoder, hidden: Tensor, first: int, last: int, span: Span) -> Tensor:
         return decoder.run(hidden, first, last, span, DeviceWindow(self.cache, span))

@@ -15,7 +15,7 @@ from layer_skip.low_bit import LowBitView
 from selfspec.cache import allocated_cache
 from selfspec.device.buffers import Buffers, Outcome
 from selfspec.device.graphs import Graphs
-from selfspec.device.static_round import Kind, StaticRound
+from selfspec.device.static_round import Kind, StaticRound, bucket
 from selfspec.shapes import ShapePlan, padding_on_device
 
 SLOT_QUANTUM = 512
@@ -23,6 +23,8 @@ SLOT_QUANTUM = 512
 _STEPS = 8
 """Steps to a power of two: few, so that graphs are found again, and near
 enough to each other that a long text does not take twice its memory."""
+_IDLE_HOOKS = "transformers.utils.output_capturing"
+"""Whose hooks stay on all layers once a call has asked for hidden states, and do nothing in other calls."""
 _MOST_IDLE = 2
 """Workspaces that are kept while no call uses them: each holds a cache."""
 
@@ -67,12 +69,12 @@ class Workspace:
         return self.buffers.outcomes(kind.length)
 
     def ready_for(self, kind: Kind) -> Kind:
-        """A round that is captured already and drafts at least as far, where `kind` itself is not.
+        """For the last rounds of a text, which are cut short by its end: a round that is captured already and
+        drafts at least as far, where `kind` itself is not.
 
-        The last drafts of a text are shorter than the others: to draft a few tokens that cannot count is
-        quicker than to capture a graph for every length.
+        To draft a few tokens that cannot count is quicker than to capture a graph for every length.
         """
-        known = [key for key in self.graphs.keys if kind.length and replace(key, length=kind.length) == kind]
+        known = [key for key in self.graphs.keys if replace(key, length=kind.length) == kind]
         return min((key for key in known if key.length >= kind.length), key=_length, default=kind)
 
     @property
@@ -108,12 +110,10 @@ class WorkspacePool:
         space = self._take(state, rows, capacity)
         if space is None:
             space = Workspace(decoder, view, rows, capacity, shapes, memory)
-        try:
-            yield space
-        finally:
-            with self._lock:
-                self._idle.append((state, space))
-                del self._idle[:-_MOST_IDLE]
+        yield space  # after an error it is dropped: NaN may stand in its cache, where masks do not hide it
+        with self._lock:
+            self._idle.append((state, space))
+            del self._idle[:-_MOST_IDLE]
 
     def clear(self) -> None:
         """Free what no call uses."""
@@ -136,11 +136,6 @@ def _length(kind: Kind) -> int:
     return kind.length
 
 
-def bucket(count: int) -> int:
-    """`count` rounded up to a power of two."""
-    return 1 << max(count - 1, 0).bit_length()
-
-
 def capacity_for(slots: int) -> int:
     """Slots of the smallest workspace that holds so many."""
     step = max(SLOT_QUANTUM, bucket(slots) // _STEPS)
@@ -150,7 +145,9 @@ def capacity_for(slots: int) -> int:
 def hooked(decoder: LayeredDecoder) -> bool:
     """Whether Python of someone else's runs in the model's passes: it would run at capture alone."""
     return any(
-        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
+        module._forward_pre_hooks
+        or hasattr(module, "_hf_hook")
+        or any(getattr(hook, "__module__", "") != _IDLE_HOOKS for hook in module._forward_hooks.values())
         for module in _modules(decoder)
     )
 

@@ -32,6 +32,8 @@ from selfspec.tuning.record import CHUNK, groups_of, ranked
 from selfspec.tuning.recording import TOP, Choices, Recording, joined
 from selfspec.tuning.running import run_engine
 
+_NEAR_TIES = 0.25
+"""Share of texts that may begin otherwise where rounding depends on how many are written together."""
 _TARGET_WIDTH = 16
 """Tokens of a pass of the target over a known text: as in a verification, rows are bit-equal there."""
 
@@ -113,7 +115,8 @@ class ViewReader:
         rows, known = call.rows, self.texts.tokens
         if self._read:
             first = rows.sequences[:, rows.prompt_width].cpu()
-            if not torch.equal(first, known[:, 0].to(first)):
+            other = (first != known[:, 0].to(first)).float().mean()
+            if other > (0.0 if call.shapes.exact else _NEAR_TIES):
                 raise ValueError("the model wrote other texts than were recorded: record them again")
             raise ReadError
         end = int(self.texts.lengths.max())

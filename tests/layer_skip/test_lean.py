@@ -81,6 +81,37 @@ def test_other_layers_stay_as_they_are_and_say_why(
     assert why == reason
 
 
+def test_a_forward_of_somebodys_own_is_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a module, or put into its class as libraries of faster layers do."""
+    model = wide_model("llama")
+    mlp = model.model.layers[1].mlp
+    mlp.forward = lambda x: 2 * type(mlp).forward(mlp, x)
+    decoder = LayeredDecoder(model)
+    assert lean(decoder) == (decoder, "layers run module by module: LlamaMLP has a forward of its own")
+    del mlp.forward
+    assert lean(decoder)[1] == ""
+
+    def attend(self: Any, *inputs: Any, **more: Any) -> Any:
+        raise NotImplementedError
+
+    monkeypatch.setattr(type(model.model.layers[0].self_attn), "forward", attend)
+    reason = "layers run module by module: LlamaAttention has a forward of its own"
+    assert lean(decoder) == (decoder, reason)
+
+
+def test_where_products_are_modules_own_rows_are_not_said_to_be_computed_alike() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    own = "some products or the last norm are modules' own"
+    for settings in ({"target_modules": ["v_proj"]}, {"target_modules": ["lm_head"]}):
+        model = wide_model("llama")
+        get_peft_model(model, LoraConfig(**settings))
+        assert lean(LayeredDecoder(model))[1] == own
+    assert lean(LayeredDecoder(wide_model("llama", mlp_bias=True)))[1] == own
+    assert lean(LayeredDecoder(wide_model("llama", hidden_act="relu")))[1] == own
+    assert lean(LayeredDecoder(wide_model("llama", attention_bias=True)))[1] == ""
+
+
 def test_a_layer_with_adapters_keeps_them() -> None:
     """PEFT's modules are no plain matrices: they are called as they are."""
     from peft import LoraConfig, get_peft_model

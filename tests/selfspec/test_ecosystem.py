@@ -212,3 +212,27 @@ def test_a_decoding_method_that_a_wrapped_model_has_anyway_changes_nothing(llama
     selfspec.wrap(llama, **SETTINGS)
     assert torch.equal(llama.generate(**request, custom_generate=selfspec.generate), expected)
     assert llama.speculation.total.calls == 1
+
+
+def test_the_default_device_may_be_another_than_the_models(llama: Any) -> None:
+    """Scripts set it once, to a GPU; here to one that holds no numbers, so that what is put there fails."""
+    prompts = random_prompts(9, 21, 2, seed=1)
+    requests: list[dict[str, Any]] = [{"do_sample": False}, {"do_sample": True, "temperature": 0.8}]
+    expected = []
+    for request in requests:
+        selfspec.wrap(llama, draft_length=0)
+        expected.append(seeded(llama, **prompts, **request))
+    before = torch.get_default_device()
+    torch.set_default_device("meta")
+    try:
+        for settings in ({"draft_length": 0}, SETTINGS, {"draft": "lookup"}, {"tree": "siblings"}, {}):
+            selfspec.wrap(llama, **settings)
+            for request, text in zip(requests, expected, strict=True):
+                assert torch.equal(seeded(llama, **prompts, **request), text), settings
+    finally:
+        torch.set_default_device(before)
+
+
+def seeded(model: Any, **request: Any) -> Tensor:
+    torch.default_generator.manual_seed(5)
+    return model.generate(**request, max_new_tokens=10)

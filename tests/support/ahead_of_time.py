@@ -45,7 +45,7 @@ def compile_kernel(
     names = kernel.arg_names
     signature = {name: types.get(name, "constexpr") for name in names}
     fixed = {(i,): constants.get(name) for i, name in enumerate(names) if name not in types}
-    free = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+    free = {p.name for p in kernel.params if p.do_not_specialize or p.do_not_specialize_on_alignment}
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
@@ -56,6 +56,14 @@ def compile_kernel(
         target=GPUTarget("cuda", capability, 32),
         options=options,
     )
+    found = resources(compiled)
+    if options.get("launch_pdl"):
+        _check_wait(found.sass)
+    return found
+
+
+def resources(compiled: Any) -> Compiled:
+    """What a program of a kernel that Triton has compiled takes."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -65,8 +73,6 @@ def compile_kernel(
         )
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
-    if options.get("launch_pdl"):
-        _check_wait(sass)
     spilled = len(re.findall(r"\b(?:LDL|STL)\b", sass))
     return Compiled(
         int(found[1]), int(found[2]), spilled, compiled.metadata.shared, compiled.asm["ptx"], sass

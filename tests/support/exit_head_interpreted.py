@@ -71,8 +71,8 @@ MUTATIONS = {
     ),
     "no multiplier": (
         "int8 weights, the norm's weight over one, a multiplier",
-        "total *= multiplier",
-        "pass",
+        "(total * multiplier)",
+        "total",
     ),
     "norm's weight not over one": (
         "int8 weights, the norm's weight over one, a multiplier",
@@ -222,6 +222,21 @@ def not_a_number() -> list[bool]:
     return found.logprobs.isnan().flatten().tolist()
 
 
+def rounded() -> list[list[float]]:
+    """Logits 256 and 257, alike in bf16, as they are, with a factor and with a soft cap: token and score."""
+    weight = torch.full((3, 16), 16.0)
+    weight[1, 0] = 17.0
+    found = []
+    for around in ({}, {"multiplier": 0.5}, {"softcap": 300.0}):
+        hidden, head = torch.ones(1, 1, 16).bfloat16(), Head(weight.bfloat16(), **around)
+        for choices in (
+            exit_head_launch.choose(hidden, head, 1, None, None),
+            exit_head(hidden, head, backend="reference"),
+        ):
+            found.append([choices.tokens.item(), choices.scores.item()])
+    return found
+
+
 def far_apart() -> list[int]:
     """A token whose weights begin 2^31 elements behind the first one's."""
     weight = torch.from_numpy(memory(2**31 + 16)).as_strided((3, 16), (2**30, 1))
@@ -252,7 +267,12 @@ def main() -> None:
     prepare()
     results = run(CASES, MUTATIONS, error, "exit_head_launch")
     results["dtypes"] = {name: str(case.dtype) for name, case in CASES.items()}
-    results |= {"nan": not_a_number(), "far apart": far_apart(), "dispatched": dispatched()}
+    results |= {
+        "nan": not_a_number(),
+        "rounded": rounded(),
+        "far apart": far_apart(),
+        "dispatched": dispatched(),
+    }
     print(json.dumps(results))
 
 

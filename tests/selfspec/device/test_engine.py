@@ -14,6 +14,8 @@ from torch import Tensor
 
 import selfspec
 from layer_skip.families import FAMILIES
+from selfspec.device.static_round import Kind
+from selfspec.device.workspace import Workspace
 from selfspec.rows import RoundEvent
 
 ONE, THREE = with_repeats(random_prompts(14)), with_repeats(random_prompts(9, 21, 2, seed=1))
@@ -68,6 +70,18 @@ def test_sampled_text_is_that_of_the_seed(
     found, expected, launching = both_ways(model, settings, **request)
     assert launching == "CUDA graphs"
     assert torch.equal(found, expected)
+
+
+def test_a_text_in_16_bits_does_not_depend_on_how_many_rows_are_written_together(on_device: None) -> None:
+    """For many rows the head writes its logits, rounded; for few it chooses where it computes them."""
+    model = wide_model("llama").bfloat16()
+    prompts = random_prompts(*[9] * 8, seed=3)
+    selfspec.wrap(model, draft_length=0)
+    request = {"max_new_tokens": 40, "do_sample": False}
+    together = model.generate(**prompts, **request)
+    for row in range(8):
+        alone = {name: value[row : row + 1] for name, value in prompts.items()}
+        assert torch.equal(model.generate(**alone, **request), together[row : row + 1])
 
 
 def test_sampled_text_depends_on_the_seed(model: Any) -> None:
@@ -140,6 +154,26 @@ def test_rounds_are_told_as_they_were(model: Any) -> None:
     assert stats.drafted == sum(len(event.drafted) for event in events)
 
 
+def test_a_longer_round_that_is_captured_serves_the_end_of_a_text_alone(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere who chose to draft little would pay for much, and learn that little costs as much."""
+    served: list[int] = []
+    run = Workspace.ready_for
+
+    def noted(self: Workspace, kind: Kind) -> Kind:
+        served.append(kind.length)
+        return run(self, kind)
+
+    monkeypatch.setattr(Workspace, "ready_for", noted)
+    selfspec.wrap(model, draft="early_exit", exit_layer=3, draft_length=4)
+    events: list[RoundEvent] = []
+    model.generate(**ONE, max_new_tokens=20, on_round=events.append)
+    said = [sum(len(event.committed) for event in events[:i]) for i in range(len(events))]
+    assert served == [min(4, 19 - n) for n in said if 4 >= 19 - n > 0]
+    assert len(served) < len(events) - 2
+
+
 def test_streamers_see_every_token(model: Any) -> None:
     selfspec.wrap(model, draft="early_exit", exit_layer=2, draft_length=3)
     recorder = Recorder()
@@ -152,6 +186,34 @@ def test_scores_that_are_not_numbers_are_an_error(model: Any) -> None:
     model.lm_head.weight.data[5] = float("nan")
     with pytest.raises(ValueError, match="scores hold NaN"):
         model.generate(**ONE, max_new_tokens=5)
+
+
+def test_a_call_that_failed_leaves_nothing_to_the_next(model: Any) -> None:
+    """Neither NaN in slots that a mask hides: it is added to what stands there."""
+    selfspec.wrap(model, draft="early_exit", exit_layer=2, draft_length=2)
+    spoilt, weight = random_prompts(30, seed=2), model.model.embed_tokens.weight
+    token = int(spoilt["input_ids"][0, 20])
+    assert token not in ONE["input_ids"]
+    with torch.no_grad():
+        kept = weight[token].clone()
+        weight[token] = float("nan")
+        with pytest.raises(ValueError, match="scores hold NaN"):
+            model.generate(**spoilt, max_new_tokens=5)
+        weight[token] = kept
+    expected = own_generate(model, **ONE, max_new_tokens=5)
+    assert torch.equal(model.generate(**ONE, max_new_tokens=5), expected)
+
+
+def test_hooks_that_transformers_leaves_on_layers_do_not_count(model: Any) -> None:
+    """They stay once hidden states were asked for, and do nothing in other calls."""
+    selfspec.wrap(model, draft="early_exit", exit_layer=2, draft_length=2)
+    model(ONE["input_ids"], output_hidden_states=True)
+    assert any(layer._forward_hooks for layer in model.model.layers)
+    model.generate(**ONE, max_new_tokens=5)
+    assert model.speculation.stats.launching == "CUDA graphs"
+    model.model.layers[0].register_forward_hook(lambda *_: None)
+    model.generate(**ONE, max_new_tokens=5)
+    assert model.speculation.stats.launching == "from Python: hooks in the model's passes"
 
 
 @pytest.mark.parametrize(

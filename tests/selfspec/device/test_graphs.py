@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from selfspec.device import graphs as graphs_module
 from selfspec.device.graphs import Graphs
 
 GPU = torch.device("cuda")
@@ -67,7 +68,7 @@ def test_only_what_was_there_before_counts_as_replayed() -> None:
 
 
 def test_the_least_recently_used_graphs_make_room() -> None:
-    graphs = Fake([], memory=2 * (EACH + 4096))
+    graphs = Fake([], memory=2 * (EACH + graphs_module._GRAPH_BYTES))
     ran(graphs, "a0", "a1", "a2", "a1", "a3")
     assert graphs.keys == ["a1", "a3"]
     assert ran(graphs, "a2") == ["capture a2", "replay a2"]
