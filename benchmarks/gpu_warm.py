@@ -64,7 +64,7 @@ def warm(sections: Sequence[str], given: Sequence[str]) -> None:
 
 
 def side_by_side(commands: Mapping[str, Sequence[str]], seconds: float) -> None:
-    """Run all commands at once, a line for each when it is done; none is left running, whatever happens."""
+    """Run all commands at once, a line for each in their order; none is left running, whatever happens."""
     began, running = time.monotonic(), {}
     try:
         for name, command in commands.items():
@@ -75,7 +75,7 @@ def side_by_side(commands: Mapping[str, Sequence[str]], seconds: float) -> None:
                 ended = f"ended with {process.returncode}"
             except subprocess.TimeoutExpired:
                 ended = "stopped"
-            print(f"warm | {name} | {ended} after {time.monotonic() - began:.0f} seconds", flush=True)
+            print(f"warm | {name} | {ended}, {time.monotonic() - began:.0f} seconds in all", flush=True)
     finally:
         for process in running.values():
             process.kill()

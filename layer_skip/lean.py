@@ -23,6 +23,8 @@ from selfspec_kernels.verify_attention import verify_attention
 from selfspec_kernels.verify_attention_reference import HEAD_SIZES, Attention
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_MODELS = "transformers.models."
+"""Whose code it is that the kernels stand for."""
 
 
 class Store(Protocol):
@@ -67,7 +69,8 @@ class LeanLayer(nn.Module):
         self._overlaps = isinstance(own.mlp.down_proj, PackedLinear)
         """Kernels of weights in 4 bits are short enough to gain by it."""
         self.is_exact = all(isinstance(p, ForFew) for p in (self._qkv, self._out, self._gated, self._down))
-        """Whether every row is computed alike: not where a product is a module's own, as of an adapter."""
+        """Whether up to MOST_ROWS rows are computed alike: not where a product is a module's own, as of an
+        adapter."""
 
     def forward(
         self,
@@ -119,10 +122,10 @@ class LeanHead(nn.Module):
 
 
 def lean(decoder: LayeredDecoder) -> tuple[LayeredDecoder, str]:
-    """The decoder with lean layers, and why rows may still depend on each other; "" where they do not.
+    """The decoder with lean layers, and why rows of a pass may still depend on each other.
 
-    A decoder whose layers are built in another way keeps its own. A view in few bits becomes lean like the
-    model itself.
+    The latter is "" where up to MOST_ROWS of them do not. A decoder whose layers are built in another way
+    keeps its own. A view in few bits becomes lean like the model itself.
     """
     if not decoder.family.lean:
         return decoder, f"layers of {decoder.family.model_type!r} run module by module"
@@ -132,18 +135,18 @@ def lean(decoder: LayeredDecoder) -> tuple[LayeredDecoder, str]:
         return decoder, f"layers run module by module: {error}"
     norm, head = norm_of(decoder.norm), LeanHead(decoder.head)
     exact = norm is not None and head.is_exact and all(layer.is_exact for layer in layers)
-    note = "" if exact else "some products or the last norm are modules' own"
+    note = "" if exact else "rows may be rounded by how many they are: some products are modules' own"
     return decoder.with_parts(layers, decoder.norm if norm is None else LeanNorm(norm), head), note
 
 
 def _check_forward(module: nn.Module) -> None:
-    """Somebody's own forward, on the module or put into its class, would be passed by.
+    """Somebody's own forward, on the module, in a class of theirs or put into its class, would be passed by.
 
     Raises:
         ValueError: there is one.
     """
-    owner: Any = next(c for c in type(module).__mro__ if "forward" in vars(c))
-    if "forward" in vars(module) or owner.forward.__module__ != owner.__module__:
+    forward: Any = type(module).forward
+    if "forward" in vars(module) or not forward.__module__.startswith(_MODELS):
         raise ValueError(f"{type(module).__name__} has a forward of its own")
 
 

@@ -128,6 +128,8 @@ class LowBitView:
         cache.open(span)
         try:
             decoder.logits(decoder.run(decoder.embed(tokens, span), 0, self.n_layers, span, cache))
+        except torch.cuda.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError, IndexError, KeyError, AttributeError) as error:
             raise NothingToViewError(
                 f"the layers of this model do not run with weights in low bits ({error})"

@@ -34,6 +34,12 @@ class KVCache:
         self.keys = [self._grown(tensor) for tensor in self.keys]
         self.values = [self._grown(tensor) for tensor in self.values]
 
+    def clear(self) -> None:
+        """Forget all that was stored, slots past the committed ones too."""
+        for tensor in (*self.keys, *self.values):
+            if tensor is not None:
+                tensor.zero_()
+
     def keep(self, rows: Tensor) -> None:
         """Keep only `rows` (indices, [B'] int64), in that order: a finished row costs nothing more."""
         self.rows = len(rows)

@@ -12,7 +12,7 @@ from transformers.generation import EosTokenCriteria, GenerateDecoderOnlyOutput,
 
 from layer_skip.decoder import LayeredDecoder
 from selfspec.cache import KVCache
-from selfspec.call import PREFILL_CHUNK, Call
+from selfspec.call import PREFILL_CHUNK, PREFILL_CHUNK_ON_GPU, Call
 from selfspec.carrying import load
 from selfspec.config import MAX_DRAFT_LENGTH
 from selfspec.device.engine import speculate_on_device
@@ -95,7 +95,9 @@ def decode(
 def _take_up(call: Call, prompt: Prompt, config: GenerationConfig) -> Record | None:
     """Begin from embeddings or K/V that came with the call, and keep what it is to give back."""
     decoder, rows = call.decoder, call.rows
-    call.prefill_chunk = min(config.prefill_chunk_size or PREFILL_CHUNK, PREFILL_CHUNK)
+    alone = call.prefill_alone and decoder.device.type == "cuda"
+    most = PREFILL_CHUNK_ON_GPU if alone else PREFILL_CHUNK
+    call.prefill_chunk = min(config.prefill_chunk_size or most, most)
     if config.return_dict_in_generate or prompt.cache is not None:
         call.cache = KeepingCache(call.cache.rows, decoder.n_layers, call.cache.capacity)
     if prompt.cache is not None and prompt.known:

@@ -1,11 +1,25 @@
-"""torch.autocast, which computes in another dtype than the one that a model was checked and timed in."""
+"""What a script sets for all of torch: autocast, which computes in another dtype than the one that a model
+was checked and timed in, and a default device."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from selfspec.fallback import NotSpeculatedError
+
+
+@contextmanager
+def on_host_by_default() -> Iterator[None]:
+    """Without `torch.set_default_device`: what is computed in here stands on the host."""
+    before = torch.get_default_device()
+    torch.set_default_device(None)
+    try:
+        yield
+    finally:
+        if before.type != "cpu":
+            torch.set_default_device(before)
 
 
 def outside_autocast(device: torch.device) -> AbstractContextManager[Any]:

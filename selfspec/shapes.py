@@ -60,8 +60,8 @@ class ShapePlan:
 
 
 _Product = tuple[Callable[..., Tensor], tuple[int, int], bool, bool, torch.dtype, torch.device]
-"""A product, the shape [outputs, inputs] of its matrix, whether that is kept transposed, whether there is
-a bias, which other code of a library may add, dtype and device."""
+"""A product, the shape [outputs, inputs] of its matrix, whether that is kept transposed, whether it is
+probed with a bias, dtype and device."""
 FASTEST = ShapePlan()
 _UNPADDED = ShapePlan(doubt="")
 _plans: WeakKeyDictionary[LayeredDecoder, ShapePlan] = WeakKeyDictionary()
@@ -78,14 +78,14 @@ def describe(shapes: ShapePlan, deterministic: bool) -> str:
     return f"bit-equal rows: {least}keys in multiples of {shapes.key_quantum}"
 
 
-def padding_on_device(why_not_lean: str, shapes: Callable[[], ShapePlan]) -> ShapePlan:
+def padding_on_device(doubt: str, shapes: Callable[[], ShapePlan]) -> ShapePlan:
     """How far passes on the device alone are padded: lean layers round every row alike at any width.
 
     Args:
-        why_not_lean: as `layer_skip.lean.lean` says it; "" where layers are lean.
-        shapes: for layers that run module by module; not asked for, and so not probed, where they are lean.
+        doubt: why rows may depend on each other, as `layer_skip.lean.lean` says it; "" where they do not.
+        shapes: for where they may; not asked for, and so not probed, elsewhere.
     """
-    return shapes() if why_not_lean else _UNPADDED
+    return shapes() if doubt else _UNPADDED
 
 
 def probe(decoder: LayeredDecoder) -> ShapePlan:
@@ -153,7 +153,8 @@ def _product(module: Any) -> _Product:
     transposed = isinstance(module, Conv1D)  # GPT-2's keeps [in, out]
     outputs, inputs = reversed(weight.shape) if transposed else weight.shape
     product = onednn_product if isinstance(module, OneDNNLinear) else nn.functional.linear
-    return product, (outputs, inputs), transposed, module.bias is not None, weight.dtype, weight.device
+    biased = weight.is_cuda and module.bias is not None  # there other code of the library adds it
+    return product, (outputs, inputs), transposed, biased, weight.dtype, weight.device
 
 
 @lru_cache(maxsize=256)

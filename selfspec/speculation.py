@@ -19,7 +19,7 @@ from selfspec.device.workspace import Workspace, WorkspacePool
 from selfspec.drafting.corpus import read_corpus
 from selfspec.drafting.suffix_automaton import SuffixAutomaton
 from selfspec.pacing import Pacer
-from selfspec.precision import outside_autocast
+from selfspec.precision import on_host_by_default, outside_autocast
 from selfspec.rechecking import ModelCheck
 from selfspec.rows import Rows
 from selfspec.shapes import FASTEST, ShapePlan, describe, probe
@@ -72,6 +72,14 @@ class Speculation:
         """
         if self.config.looks_up:
             self._corpus = read_corpus(model, self.config.corpus, decoder.vocab_size)
+        able = self.on_device(decoder)
+        self._measure(decoder)
+        if able and not self.on_device(decoder):  # it could not be captured after all
+            torch.cuda.empty_cache()
+            self._measure(decoder)  # costs of both kinds are not to be compared
+
+    def _measure(self, decoder: LayeredDecoder) -> None:
+        """Make the view and time what has to be."""
         bits = view_bits(self.config, decoder, self.profiles.values())
         knowledge = Knowledge(decoder.n_layers, partial(self._time, decoder), None, bits)
         self.view, self.view_note = wanted_view(
@@ -139,7 +147,7 @@ class Speculation:
         self.recheck(self._model, decoder)
         with self._lock:
             self._prepare_once(self._model, decoder)
-        with outside_autocast(decoder.device):
+        with outside_autocast(decoder.device), on_host_by_default():
             tuned = tune_model(
                 self._model, prompts, workload=workload, config=self.config, view=self.view, **options
             )
@@ -203,7 +211,12 @@ class Speculation:
     def _launching(self, decoder: LayeredDecoder) -> str:
         """Why rounds of this model are launched from Python; empty where they run on the device alone."""
         if not device_is_able(decoder.device):
-            return f"no CUDA graphs on {decoder.device.type}"
+            gpu = decoder.device.type == "cuda"
+            return (
+                "the kernels need an NVIDIA GPU of sm_80 or later, and Triton"
+                if gpu
+                else (f"no CUDA graphs on {decoder.device.type}")
+            )
         if not parse_bytes(self.config.graph_memory):
             return f"graph_memory={self.config.graph_memory!r}"
         if self._model_reason is None:
@@ -234,6 +247,8 @@ class Speculation:
                 return time_captured(decoder, widths)
             except RuntimeError as error:  # out of memory is one
                 self._model_reason = f"its passes cannot be captured ({str(error).splitlines()[0]})"
+            warnings.warn(f"{self._model_reason}: rounds are launched from Python, slower", stacklevel=2)
+            self._knowledge = None  # where costs are asked for in a call: the next one measures anew
         return time_passes(decoder, widths)
 
     def __getstate__(self) -> dict[str, Any]:

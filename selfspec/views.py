@@ -151,6 +151,8 @@ def make_view(
     except NothingToViewError as error:
         return None, f"{error}: drafting with the model's own weights"
     except torch.cuda.OutOfMemoryError:
+        view = None
+    if view is None:  # here, where the error no longer holds what was made of it
         torch.cuda.empty_cache()
         return None, (
             f"no memory is left for a low-bit view of {wanted} layers and the head: drafting with the "

@@ -67,7 +67,7 @@ def best_with_noise(
     return value, at
 
 
-@triton.jit(do_not_specialize=["m"])
+@triton.jit(do_not_specialize=["m", "position_row_stride", "position_column_stride"])
 def choice_kernel(
     logits_ptr, temperature_ptr, keys_ptr, positions_ptr,
     values_ptr, scores_ptr, indices_ptr, tops_ptr, masses_ptr,
@@ -149,11 +149,47 @@ def walk(
         parents_ptr: [n] int32, or None for a chain.
         NODES: covers n + 1.
     """
+    if parents_ptr is None:
+        _walk_chain(
+            choice, logprob, b, draft_ptr, accepted_ptr, tokens_ptr, logprobs_ptr, columns_ptr,
+            n, draft_stride, NODES,
+        )  # fmt: skip
+    else:
+        _walk_tree(
+            choice, logprob, b, draft_ptr, parents_ptr, accepted_ptr, tokens_ptr, logprobs_ptr, columns_ptr,
+            n, depth, draft_stride, NODES,
+        )  # fmt: skip
+
+
+@triton.jit
+def _walk_chain(
+    choice, logprob, b, draft_ptr, accepted_ptr, tokens_ptr, logprobs_ptr, columns_ptr,
+    n, draft_stride, NODES: tl.constexpr,
+):  # fmt: skip
+    """It ends at the first node whose choice is not the candidate behind it."""
+    node = tl.arange(0, NODES)
+    token = tl.load(draft_ptr + b * draft_stride + node, mask=node < n, other=-1).to(tl.int32)
+    stands = (token == choice) & (node < n)
+    accepted = tl.min(tl.where(stands, NODES, node), axis=0)
+    tl.store(accepted_ptr + b, accepted.to(tl.int64))
+    out = b * (n + 1) + node
+    earlier = node < accepted
+    token = tl.where(earlier, choice, at_column(node, accepted, choice))
+    tl.store(columns_ptr + out, tl.minimum(node, accepted).to(tl.int64), mask=node <= n)
+    tl.store(tokens_ptr + out, token.to(tl.int64), mask=node <= n)
+    logprob = tl.where(earlier, logprob, at_column(node, accepted, logprob))
+    tl.store(logprobs_ptr + out, logprob, mask=node <= n)
+
+
+@triton.jit
+def _walk_tree(
+    choice, logprob, b, draft_ptr, parents_ptr, accepted_ptr, tokens_ptr, logprobs_ptr, columns_ptr,
+    n, depth, draft_stride, NODES: tl.constexpr,
+):  # fmt: skip
+    """Level by level, and back for the columns."""
     node = tl.arange(0, NODES)
     candidate = (node > 0) & (node <= n)
-    parent = node - 1
-    if parents_ptr is not None:
-        parent = tl.load(parents_ptr + node - 1, mask=candidate, other=-1)
+    parent = tl.load(parents_ptr + node - 1, mask=candidate, other=-1)
     token = tl.load(draft_ptr + b * draft_stride + node - 1, mask=candidate, other=-1).to(tl.int32)
     child = (parent[:, None] == node[None, :]) & candidate[:, None]
     choice_before = tl.sum(tl.where(child, choice[None, :], 0), axis=1)
@@ -176,7 +212,7 @@ def walk(
         column = tl.where((step <= accepted) & (step > 0), at_column(node, column, parent), column)
 
 
-@triton.jit(do_not_specialize=["n", "depth"])
+@triton.jit(do_not_specialize=["n", "depth", "draft_stride"], do_not_specialize_on_alignment=["draft_ptr"])
 def walk_kernel(
     values_ptr, scores_ptr, indices_ptr, tops_ptr, masses_ptr, draft_ptr, parents_ptr,
     accepted_ptr, tokens_ptr, logprobs_ptr, columns_ptr, n, depth, parts, draft_stride,

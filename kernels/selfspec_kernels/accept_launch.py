@@ -13,7 +13,7 @@ from selfspec_kernels.accept_reference import Accepted, Sampling
 from selfspec_kernels.filter_launch import CUT, Cut
 from selfspec_kernels.launching import all_registers, on, options, pdl_of, processors
 from selfspec_kernels.noise import Noise
-from selfspec_kernels.verdict_launch import covering, empty_verdict
+from selfspec_kernels.verdict_launch import check_programs, covering, empty_verdict
 
 BLOCKS = (2048, 4096)
 """Tokens of a program: the larger, which spends fewer instructions on each, where it keeps the GPU busy."""
@@ -58,9 +58,12 @@ def walk(choices: Tensor, logprobs: Tensor, draft: Tensor, parents: Tensor | Non
         return _walk(Parts(scores=logprobs, indices=choices), draft, parents, depth)
 
 
-def walk_options(nodes: int, pdl: bool) -> dict[str, Any]:
-    """Warps for a matrix of nodes by nodes."""
-    return options(4, pdl) if nodes <= 16 else options(8, pdl) | all_registers(8)
+def walk_options(nodes: int, parts: int, tree: bool, pdl: bool) -> dict[str, Any]:
+    """Warps for a matrix of nodes by parts, and of a tree's nodes by nodes; one alone waits for no other."""
+    size = nodes * max(parts, nodes if tree else 1)
+    if size <= 512:
+        return options(1, pdl)
+    return options(4, pdl) if size <= 2048 else options(8, pdl) | all_registers(8)
 
 
 def sum_up(
@@ -72,6 +75,7 @@ def sum_up(
         programs = rows * nodes * triton.cdiv(vocabulary, BLOCKS[1])
         block = BLOCKS[programs >= _BUSY * processors(logits.device)]
     count = triton.cdiv(vocabulary, block)
+    check_programs("a vocabulary of", vocabulary, count)
 
     def part(dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(rows, nodes, count, dtype=dtype, device=logits.device)
@@ -103,6 +107,7 @@ def _walk(parts: Parts, draft: Tensor, parents: Tensor | None, depth: int) -> Ac
             parts.values, parts.scores, parts.indices, parts.tops, parts.masses, draft, parents,
             out.accepted, out.tokens, out.logprobs, out.columns,
             candidates, depth, parts.count, draft.stride(0),
-            **sizes, **walk_options(sizes["NODES"], pdl_of(draft.device)),
+            **sizes,
+            **walk_options(sizes["NODES"], sizes["PARTS"], parents is not None, pdl_of(draft.device)),
         )  # fmt: skip
     return out

@@ -3,8 +3,8 @@
 For a draft step the head is what costs: at D = 4096 and V = 128,256 its weights are 1.05 GB in bf16. They are
 read once; of the logits only the best few of each block of the vocabulary are written, with the block's
 maximum and its sum of exponentials, from which a last small launch takes the tokens and their probabilities.
-Logits are rounded to the dtype of the hidden states, as those of the model's own head are: so a text does not
-depend on whether the head's product is its own launch, as it is for large batches.
+Logits are rounded to the dtype of the hidden states, as those of the model's own head are: so it
+does not show in a text, near-ties aside, whether the head's product is its own launch, as for large batches.
 
 How the engine calls it: `LayeredDecoder.logits`, the processors' temperature and `Mode.candidates` become one
 call. A draft step at a level of w nodes hands over hidden [B, w, D] after layers [0, E) and `count` = the

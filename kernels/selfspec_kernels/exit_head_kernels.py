@@ -23,7 +23,7 @@ def _logits(
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
     PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_N, ROWS] in fp32, rounded to x's dtype at each step: tokens of a block for rows of x [rows, D]."""
+    """[BLOCK_N, ROWS] in fp32, rounded to x's dtype at each step: tokens of a block, rows of x [rows, D]."""
     dtype = x_ptr.dtype.element_ty
     d = tl.arange(0, BLOCK_D)
     weight_ptrs = weight_ptr + token.to(tl.int64)[:, None] * weight_stride + d[None, :]

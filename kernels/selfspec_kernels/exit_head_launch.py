@@ -12,6 +12,7 @@ from selfspec_kernels.exit_head_reference import Choices, Head
 from selfspec_kernels.launching import interpreted, on, options, pdl_of
 from selfspec_kernels.noise import Noise
 from selfspec_kernels.row_norm_launch import normalized
+from selfspec_kernels.verdict_launch import check_programs
 
 ROWS = 16
 """Rows a program: as few as tensor cores take."""
@@ -60,6 +61,7 @@ def choose(
     chosen = chosen or plan(hidden.dtype, head.weight.dtype)
     tokens = len(head.weight if head.shortlist is None else head.shortlist)
     blocks = triton.cdiv(tokens, chosen.block_n)
+    check_programs("a vocabulary of", tokens, blocks)
     best = [torch.empty(rows, blocks, count, dtype=torch.float32, device=device) for _ in range(2)]
     best.append(torch.empty(rows, blocks, count, dtype=torch.int32, device=device))
     sums = [torch.empty(rows, blocks, dtype=torch.float32, device=device) for _ in range(2)]

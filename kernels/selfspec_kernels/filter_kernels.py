@@ -78,7 +78,10 @@ def is_last(finished_ptr, m):
     return tl.atomic_add(finished_ptr, 1, sem="acq_rel", scope="gpu") == m - 1
 
 
-@triton.jit(do_not_specialize=["m", "depth"])
+@triton.jit(
+    do_not_specialize=["m", "depth", "draft_stride", "position_row_stride", "position_column_stride"],
+    do_not_specialize_on_alignment=["draft_ptr"],
+)
 def filter_kernel(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, keys_ptr, positions_ptr,
     highs_ptr, tops_ptr, masses_ptr, found_ptr, candidates_ptr, scores_ptr, finished_ptr,

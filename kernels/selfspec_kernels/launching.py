@@ -6,8 +6,10 @@ it still drains, instead of after it. How a kernel takes part, with `overlap_ker
 1. It has a last argument `PDL: tl.constexpr`, and is launched with `**options(warps, pdl_of(device))`, which
    gives it both that constant and Triton's `launch_pdl`.
 2. Its first line is `allow_next(PDL)`: the next kernel may take places as soon as all programs are running.
-3. Then come addresses, and `request(...)` of what no kernel ever writes: weights. They are only prefetched
-   into L2, which is coherent; nothing is loaded.
+3. Then come addresses, and loads of what no kernel ever writes: weights, their scales and biases. What
+   another kernel may be writing is not loaded, at most brought to L2, which is coherent, by `request(...)`.
+   The one exception is a hint, a number that says what to request: it may be old, so nothing else may depend
+   on it, and it is loaded with `.cg`, past the first-level cache, where a later load would find it as it was.
 4. `await_previous(PDL)` stands before the first load of anything else, before every store and before every
    return, in all programs. What kernel N wrote is there for N + 2 only because N + 1 waited before it ended;
    and a buffer may be taken again by whoever has waited.

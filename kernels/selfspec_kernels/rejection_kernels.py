@@ -71,7 +71,8 @@ def rejection_kernel(
     q_ptr += accepted.to(tl.int64) * q_column_stride
     best = tl.full((), float("-inf"), tl.float32)
     drawn = tl.zeros((), tl.int32)
-    drawn_logprob = tl.full((), float("-inf"), tl.float32)
+    # Without any token, or with a NaN among them, none is better below: the maximum of NaN and 0 is 0.
+    drawn_logprob = tl.where(log_sum > float("-inf"), float("-inf"), float("nan"))
     for first in range(0, V, BLOCK):
         column = tl.arange(0, BLOCK)
         n = first + column

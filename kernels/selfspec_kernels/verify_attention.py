@@ -1,11 +1,11 @@
 """Attention of a verification pass: a few new tokens a row over a long cache, with a length per row.
 
-The keys are cut into spans of 1,024 slots, these into parts of 256; programs take spans, or parts where spans
-are too few for the GPU, and a second launch adds up what they leave (Dao et al. 2023, flash-decoding). The
-order of a row's sum is the same for every batch, width and capacity, and what is masked adds an exact zero:
-so a row's bits do not depend on who shares its batch or on how many tokens are verified, and AR and
-speculation give the same text. The query heads of a group are rows of one matrix: their keys and values are
-read once.
+The keys are cut into spans of 1,024 slots, these into parts of 256, and these into blocks of 64 (32 in fp32
+and for large heads). Programs take spans, parts where spans are too few for the GPU, blocks where all of them
+run side by side; a second launch adds up what they leave (Dao et al. 2023, flash-decoding). The order of a
+row's sum is the same for every batch, width and capacity, and what is masked adds an exact zero: so a row's
+bits do not depend on who shares its batch or on how many tokens are verified, and AR and speculation give the
+same text. The query heads of a group are rows of one matrix: their keys and values are read once.
 
 How the engine calls it: `layer_skip.attention.attend`, registered with transformers' `AttentionInterface`,
 gets query, key and value from the model's own layer as they are wanted here, the slots already written. In

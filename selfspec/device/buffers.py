@@ -104,7 +104,7 @@ class Buffers:
         """Hand over found tokens, a list for every row; NOTHING stands where one has fewer than `length`."""
         lines = [[*tokens, *[NOTHING] * (length - len(tokens))] for tokens in found]
         self._given[:, :length] = _integers(lines, self._given)
-        self.found.copy_(self._given, non_blocking=True)
+        self.found.copy_(self._given, non_blocking=True)  # whole: of a part torch would make a copy first
 
     def sampling(self, signature: Signature) -> Sampling:
         """The settings that a call with this signature has."""

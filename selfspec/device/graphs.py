@@ -135,10 +135,10 @@ def captured(works: Sequence[Callable[[], object]], stream: Any, pool: Any) -> A
         try:
             for work in works:
                 work()
+            graph.capture_end()
         except BaseException:
             _abandon(graph, stream, pool)
             raise
-        graph.capture_end()
     current.wait_stream(stream)
     return graph
 

@@ -1,8 +1,6 @@
 """Which calls run on the device alone, and what they ask of it."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from layer_skip.lean import lean
 from selfspec.cache import KVCache, allocated_cache
 from selfspec.call import Call
 from selfspec.device.buffers import MOST_END_TOKENS, Request
+from selfspec.device.waiting import HostReadError, NoHostReads
 from selfspec.device.window import DeviceWindow
 from selfspec.device.workspace import hooked
 from selfspec.drafting import Lookup, ModelDrafter
@@ -68,30 +67,14 @@ def _waiting_reason(decoder: LayeredDecoder, cache: KVCache) -> str:
     """A pass that reads something back is found before a capture, which it would break half way."""
     run = lean(decoder)[0]
     first = torch.zeros(1, dtype=torch.int64, device=decoder.device)
-    with _waits_are_errors(decoder.device):
-        try:
+    try:
+        with NoHostReads():
             span = run.span_on_device(first, 1)
             hidden = run.embed(first[:, None], span)
             run.logits(run.run(hidden, 0, run.n_layers, span, DeviceWindow(cache, span)))
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            return f"its passes cannot be captured ({str(error).splitlines()[0]})"
+    except HostReadError as error:
+        return f"its passes wait for the host ({error})"
     return ""
-
-
-@contextmanager
-def _waits_are_errors(device: torch.device) -> Iterator[None]:
-    """Whatever waits for a GPU in here raises a RuntimeError."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 def call_reason(call: Call) -> str:

@@ -37,7 +37,7 @@ class Workspace:
         view: its low-bit view, None for none.
         rows: B.
         capacity: slots of the cache.
-        shapes: for layers that run module by module.
+        shapes: for layers whose rows may depend on each other.
         memory: bytes that graphs may hold.
     """
 
@@ -110,7 +110,17 @@ class WorkspacePool:
         space = self._take(state, rows, capacity)
         if space is None:
             space = Workspace(decoder, view, rows, capacity, shapes, memory)
-        yield space  # after an error it is dropped: NaN may stand in its cache, where masks do not hide it
+        try:
+            yield space
+        except RuntimeError:  # of the device, perhaps
+            raise
+        except BaseException:
+            space.cache.clear()  # of NaN, which masks do not hide: they are added to it
+            self._keep(state, space)
+            raise
+        self._keep(state, space)
+
+    def _keep(self, state: tuple[object, ...], space: Workspace) -> None:
         with self._lock:
             self._idle.append((state, space))
             del self._idle[:-_MOST_IDLE]

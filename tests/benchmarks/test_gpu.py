@@ -87,7 +87,7 @@ def test_what_runs_unasked_is_done_in_time() -> None:
     usual = gpu.arguments(["--device", "cuda"]).sections
     assert usual == ["bandwidth", "kernels", "text", "passes", "endtoend", "gap"]
     taken = sum(section.seconds for section in gpu.SECTIONS if section.name in usual)
-    assert taken + 60 <= 450  # imports, compiling what is not in the cache, rows that had begun
+    assert taken + 90 <= 8 * 60  # imports, compiling what is not in the cache, rows that had begun
 
 
 def test_several_patterns_choose_rows(command: Callable[..., dict[str, Any]]) -> None:

@@ -222,15 +222,22 @@ def test_the_default_device_may_be_another_than_the_models(llama: Any) -> None:
     for request in requests:
         selfspec.wrap(llama, draft_length=0)
         expected.append(seeded(llama, **prompts, **request))
-    before = torch.get_default_device()
-    torch.set_default_device("meta")
-    try:
+    with torch.device("meta"):
         for settings in ({"draft_length": 0}, SETTINGS, {"draft": "lookup"}, {"tree": "siblings"}, {}):
             selfspec.wrap(llama, **settings)
             for request, text in zip(requests, expected, strict=True):
                 assert torch.equal(seeded(llama, **prompts, **request), text), settings
+
+
+def test_tuning_does_not_compute_on_the_default_device(llama: Any) -> None:
+    selfspec.wrap(llama)
+    torch.set_default_device("meta")
+    try:
+        profile = llama.speculation.tune([[5, 6, 7], [8, 9]], save=None, max_new_tokens=12)
+        assert torch.get_default_device() == torch.device("meta")
     finally:
-        torch.set_default_device(before)
+        torch.set_default_device(None)
+    assert profile.workload == "default"
 
 
 def seeded(model: Any, **request: Any) -> Tensor:

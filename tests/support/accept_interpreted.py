@@ -68,8 +68,19 @@ CASES |= {
 MUTATIONS = {
     "one part only": ("a chain", "first = tl.program_id(1) * BLOCK", "first = tl.program_id(1) * 0"),
     "one part's sum": ("a chain", "mass * tl.exp(top - base[:, None])", "mass"),
-    "every candidate stands": ("a chain", "(token == choice_before)[:, None]", "(token >= 0)[:, None]"),
-    "a tree is a chain": ("a tree", "if parents_ptr is not None", "if False"),
+    "every candidate stands": ("a chain", "stands = (token == choice)", "stands = (token >= 0)"),
+    "every branch stands": ("a tree", "(token == choice_before)[:, None]", "(token >= 0)[:, None]"),
+    "a chain goes on behind its end": ("a chain", "tl.minimum(node, accepted)", "node"),
+    "a chain ends one later": (
+        "filters, a chain",
+        "at_column(node, accepted, choice)",
+        "at_column(node, accepted + 1, choice)",
+    ),
+    "a tree is a chain": (
+        "a tree",
+        "parent = tl.load(parents_ptr + node - 1, mask=candidate, other=-1)",
+        "parent = node - 1",
+    ),
     "the walk stops after one": ("a tree", "range(1, depth + 1)", "range(1, 2)"),
     "columns of a chain": ("a tree", "at_column(node, column, parent), column)", "column - 1, column)"),
     "no noise": ("nothing contiguous", "noise_bits(key, first + column)", "noise_bits(key, first - column)"),
@@ -197,15 +208,24 @@ def nothing_allowed() -> list[bool]:
     return torch.cat(found).isnan().flatten().tolist()
 
 
-def far_apart() -> list[int]:
-    """Rows whose logits begin up to 2^31 elements behind the first one's."""
+def far_apart() -> list[list[int]]:
+    """Tokens of rows, then of positions, whose logits begin up to 2^31 elements behind the first one's.
+
+    Without filters, and with: candidates that fit, and candidates that do not.
+    """
     memory = torch.from_numpy(np.empty(2**31 + 64, dtype=np.float16))  # takes no room until it is written
-    logits = memory.as_strided((3, 1, 64), (2**30, 64, 1))
-    for row in range(3):
-        logits[row] = 0
-        logits[row, 0, row + 7] = 1
-    draft = torch.empty(3, 0, dtype=torch.int64)
-    return accept_launch.accept(logits, draft, Sampling(), None, None, 0).tokens.flatten().tolist()
+    found = []
+    for shape, strides in (((3, 1, 64), (2**30, 0, 1)), ((1, 3, 64), (0, 2**30, 1))):
+        logits = memory.as_strided(shape, strides)
+        for i, line in enumerate(logits.view(3, 64)):
+            line.zero_()
+            line[i + 7] = 1
+        draft = torch.tensor([[7, 8]])[:, : shape[1] - 1].expand(shape[0], -1)
+        few = Sampling(top_k=torch.full(shape[:1], 2, dtype=torch.int32))
+        for way, cut in ((Sampling(), SMALL), (few, SMALL), (few, SLOW)):
+            verdict = accept_launch.accept(logits, draft, way, None, None, shape[1] - 1, cut=cut)
+            found.append(verdict.tokens.flatten().tolist())
+    return found
 
 
 def choices_walk() -> float:

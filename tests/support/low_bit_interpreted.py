@@ -109,11 +109,16 @@ def main() -> None:
     found: dict = run(every, MUTATIONS, error, "low_bit_launch")
     for case, worst in found["cases"].items():
         found["cases"][case] = {"dtype": str(CASES[case][0]), "error": worst}
-    (x, *rest), _ = operands("one row, one group")
-    out = low_bit_product(x[None], *rest, backend="triton")
+    (x, *rest), _ = operands("two rows, odd number of groups")
+    # Between other numbers, and in columns: the dispatcher's answer is that of the rows by themselves.
+    spread = torch.stack([x, torch.full_like(x, float("nan"))], dim=-1)[..., 0]
+    outs = [
+        low_bit_product(given[None], *rest, backend="triton") for given in (x, spread, x.t().contiguous().t())
+    ]
+    expected = low_bit_launch.product(x, *rest)
     found["dispatched"] = {
-        "shape": list(out.shape),
-        "equal": torch.equal(out[0], low_bit_launch.product(x, *rest)),
+        "shape": list(outs[0].shape),
+        "equal": all(torch.equal(out[0], expected) for out in outs),
     }
     print(json.dumps(found))
 

@@ -157,13 +157,29 @@ def error(case: Case, launch: ModuleType) -> float:
 
 
 def dispatched() -> list[bool]:
-    """Whether the dispatcher's answers are the kernels', in shape and value."""
+    """Whether the dispatcher's answers are the kernels', in shape and value, however its inputs lie."""
     x, matrices, residual = operands(CASES["three matrices, a residual"])
-    found = low_bit_products(x[None], matrices, residual=residual[None], backend="triton")
-    same = [torch.equal(found[0], low_bit_products_launch.products(x, matrices, residual, 1.0))]
+    expected = low_bit_products_launch.products(x, matrices, residual, 1.0)
+    same = []
+    for lain in (torch.Tensor.contiguous, spread, in_columns):
+        found = low_bit_products(lain(x)[None], matrices, residual=lain(residual)[None], backend="triton")
+        same.append(torch.equal(found[0], expected))
     x, matrices, _ = operands(CASES["gated by silu"])
-    found = low_bit_gated(x[None], *matrices, activation="silu", backend="triton")
-    return [*same, torch.equal(found[0], low_bit_products_launch.gated(x, *matrices, "silu"))]
+    expected = low_bit_products_launch.gated(x, *matrices, "silu")
+    for lain in (torch.Tensor.contiguous, spread, in_columns):
+        found = low_bit_gated(lain(x)[None], *matrices, activation="silu", backend="triton")
+        same.append(torch.equal(found[0], expected))
+    return same
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """Every element between others."""
+    return torch.stack([tensor, torch.full_like(tensor, NAN)], dim=-1)[..., 0]
+
+
+def in_columns(tensor: Tensor) -> Tensor:
+    """Rows lie inside of columns."""
+    return tensor.t().contiguous().t()
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
 from layer_skip import exits, lean, low_bit, norms, packed_linear, products
-from selfspec_kernels import narrow_product_launch
+from selfspec_kernels import launching, narrow_product_launch
 from selfspec_kernels.low_bit_product_reference import TILE_INPUTS, TILE_OUTPUTS
 from selfspec_kernels.row_norm_reference import Norm
 
@@ -82,6 +82,7 @@ def pretended_gpu(model: Any, capability: int = 90) -> Iterator[PretendedGPU]:
         (torch.cuda, "get_device_properties", lambda device=None: properties),
         (torch.cuda, "device", lambda device: nullcontext()),
         (triton.JITFunction, "run", launched),
+        (launching, "_has_pdl", lambda device: capability >= 90),
         (narrow_product_launch, "_shared_memory", lambda device: SHARED_MEMORY),
         # What asks for numbers when a model is looked at, once, before any round.
         (lean, "norm_of", norm_of),
@@ -164,7 +165,7 @@ class _Driver(DriverBase):
         raise NotImplementedError
 
     def get_current_device(self) -> int:
-        return 0
+        return self._capability  # kernels keep what they are compiled for by this number
 
 
 @contextmanager
@@ -172,25 +173,16 @@ def _triton_for(capability: int) -> Iterator[None]:
     driver = triton.runtime.driver
     before = driver._active
     driver.set_active(_Driver(capability))
-    for kernel in _kernels():
-        kernel.device_caches.clear()
     try:
         yield
     finally:
         driver._active = before
-        for kernel in _kernels():
-            kernel.device_caches.clear()
-
-
-def _kernels() -> list[Any]:
-    from triton.runtime.jit import _triton_jit_function_registry
-
-    return [kernel for name, kernel in _triton_jit_function_registry.items() if "selfspec" in name]
 
 
 @contextmanager
 def _guarded_device() -> Iterator[None]:
-    """A PyTorch without CUDA has nobody to ask which device is current; the meta device's answers will do."""
+    """A PyTorch built without CUDA has nobody to ask which device is current, not even after PyTorch's own
+    remedy for one without a GPU; the meta device's answers will do."""
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     slots = (ctypes.c_void_p * (_META + 1)).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
     before = slots[_CUDA]
@@ -220,7 +212,7 @@ def _argument(value: Any) -> Any:
 
 
 def _variant(kernel: Any, arguments: list[Any], keywords: dict[str, Any]) -> Variant:
-    *_, target, backend, bind = kernel.device_caches[0]
+    *_, target, backend, bind = kernel.device_caches[triton.runtime.driver.active.get_current_device()]
     keywords = {"debug": False, "instrumentation_mode": "", **keywords}
     bound, specialization, options = bind(*arguments, **keywords)
 

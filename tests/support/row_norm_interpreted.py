@@ -28,6 +28,8 @@ class Case:
     bias: bool = False
     apart: bool = False
     """Hidden states whose rows and tokens lie in another order."""
+    spread: bool = False
+    """And whose elements do not lie side by side."""
 
 
 CASES = {
@@ -37,6 +39,7 @@ CASES = {
     "a weight in fp32": Case("rms", 100, (2, 1), weight=FP32),
     "fp32": Case("rms", 130, (1, 2), FP32, FP32),
     "rows apart": Case("rms", 33, (3, 2), apart=True),
+    "elements apart": Case("layer", 50, (2, 3), apart=True, spread=True),
     "the weight over one": Case("rms_one", 200, (1, 5)),
     "LayerNorm": Case("layer", 77, (2, 2)),
     "LayerNorm with a bias": Case("layer", 128, (2, 2), bias=True),
@@ -65,6 +68,8 @@ def operands(case: Case) -> tuple[Tensor, Norm]:
         hidden = guarded(hidden.transpose(0, 1).contiguous(), NAN).transpose(0, 1)
     else:
         hidden = guarded(hidden, NAN)
+    if case.spread:
+        hidden = torch.stack([hidden, torch.full_like(hidden, NAN)], dim=-1)[..., 0]
     weight = guarded((torch.rand(case.inputs, generator=draw) + 0.5).to(case.weight), NAN)
     bias = guarded(torch.randn(case.inputs, generator=draw).to(case.weight), NAN) if case.bias else None
     return hidden, Norm(case.kind, weight, bias, 0.01)

@@ -119,7 +119,7 @@ def test_kernels_agree_with_the_reference_in_every_odd_shape():
 
 def test_broken_kernels_do_not_pass():
     mutations = results_of("accept")["mutations"]
-    assert len(mutations) >= 39
+    assert len(mutations) >= 42
     for mutation, found in mutations.items():
         assert found["error"] > 1e-2, mutation
 
@@ -133,7 +133,7 @@ def test_a_row_without_any_token_shows_in_its_log_probability():
 
 
 def test_logits_may_lie_further_apart_than_int32_counts():
-    assert results_of("accept")["far apart"] == [7, 8, 9]
+    assert results_of("accept")["far apart"] == [[7, 8, 9]] * 6
 
 
 def test_choices_made_elsewhere_are_walked_alike():

@@ -68,3 +68,12 @@ def test_choices_that_do_not_belong_together_are_named():
         accept_choices(choices, torch.zeros(2, 3), DRAFT)
     with pytest.raises(KernelInputError, match=r"draft must be \[2, 3\]"):
         accept_choices(choices, torch.zeros(2, 4), DRAFT[:, 1:])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
+def test_more_programs_than_a_launch_has_are_named():
+    from selfspec_kernels.accept_launch import sum_up
+
+    logits = torch.zeros(1, 1, 1).expand(1, 1, 4096 * 65_536)
+    with pytest.raises(KernelInputError, match=r"a vocabulary of 268435456: .*65536 programs along one axis"):
+        sum_up(logits, None, None, 4096, choose=False)

@@ -38,14 +38,19 @@ FILTERED = {
     "256k tokens, all filters": ("*fp32", 4096, 8, NOISE | FILTERS | CHOSEN),
     "greedy, top-k": ("*bf16", 2048, 8, {"top_k_ptr": "*i32"} | CHOSEN),
     "a tree of 15": ("*bf16", 2048, 16, NOISE | FILTERS | CHOSEN | TREE),
+    "a chain of 31": ("*bf16", 2048, 32, NOISE | FILTERS | CHOSEN),
     "a chain of 63, 256k tokens": ("*bf16", 4096, 64, NOISE | FILTERS | CHOSEN),
     "a tree of 63, 256k tokens": ("*fp32", 4096, 64, NOISE | FILTERS | CHOSEN | TREE),
     "rejection": ("*fp32", 2048, 8, FILTERS | KEPT),
 }
 WALKS = {
     "choices made elsewhere, a chain": (16, 1, {"scores_ptr": "*fp32", "indices_ptr": "*i64"}),
+    "choices made elsewhere, a tree": (16, 1, {"scores_ptr": "*fp32", "indices_ptr": "*i64"} | TREE),
     "a chain of 7, 256k tokens": (16, 128, CHOICE | SUMS),
+    "a chain of 31": (32, 64, CHOICE | SUMS),
+    "a chain of 63, 256k tokens": (64, 128, CHOICE | SUMS),
     "a tree of 15": (16, 32, CHOICE | SUMS | TREE),
+    "a tree of 31": (32, 32, CHOICE | SUMS | TREE),
     "a tree of 63, 256k tokens": (64, 64, CHOICE | SUMS | TREE),
 }
 
@@ -81,6 +86,24 @@ def test_every_choice_fits_the_gpu_and_spills_nothing(name, large):
         {"BLOCK": BLOCKS[large]},
         options(WARPS),
         integers,
+    )
+
+
+def test_a_choice_among_rows_that_are_not_aligned_spills_nothing():
+    """GPT-2's vocabulary of 50,257: no row but the first begins at a multiple of 16 bytes."""
+    import triton
+
+    from selfspec_kernels.accept_kernels import choice_kernel
+    from selfspec_kernels.accept_launch import BLOCKS, WARPS
+    from selfspec_kernels.launching import options
+
+    free = ["m", "logits_ptr", "V", "row_stride", "column_stride"]
+    checked(
+        triton.jit(choice_kernel.fn, do_not_specialize=free),
+        {"logits_ptr": "*bf16", **SUMS, **CHOICE, **NOISE, **TEMPERATURE},
+        {"BLOCK": BLOCKS[1]},
+        options(WARPS),
+        "m V row_stride column_stride position_row_stride position_column_stride",
     )
 
 
@@ -131,10 +154,14 @@ def test_every_walk_fits_the_gpu_and_spills_nothing(name):
 
     nodes, parts, more = WALKS[name]
     fixed = {"NODES": nodes, "PARTS": parts}
-    checked(walk_kernel, WALKED | more, fixed, walk_options(nodes, True), "n parts")
+    chosen = walk_options(nodes, parts, "parents_ptr" in more, True)
+    found = checked(walk_kernel, WALKED | more, fixed, chosen, "n parts")
+    if name == "choices made elsewhere, a chain":
+        assert not any(re.search(r"\bBAR\b", one.sass) for one in found)  # a warp by itself
 
 
-def test_rejection_fits_the_gpu_and_spills_nothing():
+@pytest.mark.parametrize("nodes", [16, 32, 64])
+def test_rejection_fits_the_gpu_and_spills_nothing(nodes):
     from selfspec_kernels.rejection_kernels import rejection_kernel
     from selfspec_kernels.rejection_launch import BLOCK, OPTIONS
 
@@ -146,14 +173,15 @@ def test_rejection_fits_the_gpu_and_spills_nothing():
         "K V parts row_stride column_stride draft_stride q_row_stride q_column_stride "
         "deciding_row_stride deciding_column_stride drawing_stride"
     )
-    checked(rejection_kernel, types, {"NODES": 16, "PARTS": 32, "BLOCK": BLOCK}, OPTIONS, integers)
+    checked(rejection_kernel, types, {"NODES": nodes, "PARTS": 32, "BLOCK": BLOCK}, OPTIONS, integers)
 
 
-def test_committing_fits_the_gpu_and_spills_nothing():
+@pytest.mark.parametrize(("width", "ends"), [(64, 4), (8, 64), (64, 64)])
+def test_committing_fits_the_gpu_and_spills_nothing(width, ends):
     from selfspec_kernels.commit_kernels import commit_kernel
     from selfspec_kernels.commit_launch import sizes
     from selfspec_kernels.launching import options
 
     pointers = [name for name in commit_kernel.arg_names if name.endswith("_ptr")]
     types = dict.fromkeys(pointers, "*i64") | {"finished_ptr": "*i1"}
-    checked(commit_kernel, types, sizes(64, 4), options(1, True), "row_stride width ends")
+    checked(commit_kernel, types, sizes(width, ends), options(1, True), "row_stride width ends")

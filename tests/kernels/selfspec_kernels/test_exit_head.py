@@ -173,6 +173,15 @@ def test_what_does_not_belong_together_is_named(message):
         exit_head(*arguments, **keywords)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
+def test_more_programs_than_a_launch_has_are_named():
+    from selfspec_kernels.exit_head_launch import choose
+
+    head = Head(torch.ones(1, 16).expand(64 * 65_536, 16))
+    with pytest.raises(KernelInputError, match=r"a vocabulary of 4194304: .*65536 programs along one axis"):
+        choose(torch.ones(1, 1, 16), head, 1, None, None)
+
+
 # Triton's interpreter
 
 
@@ -192,6 +201,11 @@ def test_broken_kernels_do_not_pass():
 
 def test_a_nan_shows_in_the_log_probability_of_its_row_alone():
     assert results_of("exit_head")["nan"] == [True, False]
+
+
+def test_logits_are_rounded_as_those_of_a_head_of_its_own_are():
+    """Equal in bf16, they go to the first token, as after a product that writes its logits."""
+    assert results_of("exit_head")["rounded"] == [[0, 256], [0, 256], [0, 128], [0, 128], [0, 207], [0, 207]]
 
 
 def test_weights_may_lie_further_apart_than_int32_counts():

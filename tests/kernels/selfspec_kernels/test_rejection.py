@@ -85,14 +85,14 @@ def test_what_does_not_belong_together_is_named(message):
 
 def test_kernels_agree_with_the_reference_in_every_odd_shape():
     cases = results_of("rejection")["cases"]
-    assert len(cases) >= 4
+    assert len(cases) >= 9
     for case, error in cases.items():
         assert error < 2e-5, case
 
 
 def test_broken_kernels_do_not_pass():
     mutations = results_of("rejection")["mutations"]
-    assert len(mutations) >= 7
+    assert len(mutations) >= 10
     for mutation, found in mutations.items():
         assert found["error"] > 1e-2, mutation
 

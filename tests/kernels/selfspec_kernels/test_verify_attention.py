@@ -98,6 +98,23 @@ def test_large_heads_in_fp32_are_the_references():
         verify_attention(given, backend="triton")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
+@pytest.mark.parametrize(
+    ("rows", "slots", "message"),
+    [
+        (65_536, 1, r"rows times key heads: 65536: .*65536 programs along one axis, of which CUDA has 65535"),
+        (1, 65_536 * 1024, r"slots: 67108864: .*65536 programs along one axis"),
+    ],
+)
+def test_more_programs_than_a_launch_has_are_named(rows, slots, message):
+    from selfspec_kernels.verify_attention_launch import attend
+
+    query, key = torch.zeros(1, 1, 1, 64).expand(rows, 1, 1, 64), torch.zeros(1, 1, 1, 64)
+    key = key.expand(rows, 1, slots, 64)
+    with pytest.raises(KernelInputError, match=message):
+        attend(Attention(query, key, key, torch.zeros(rows, dtype=torch.int64)), piece=1024)
+
+
 BITS = torch.ones(5).long()
 BROKEN = {
     r"query and key must be \[B, H, m, Dh\]": lambda q, k, v, n: ((q[0], k, v, n), {}),
@@ -142,20 +159,25 @@ def test_what_does_not_belong_together_is_named(message):
 
 def test_kernels_agree_with_the_reference_in_every_odd_shape():
     found = results_of("verify_attention")
-    assert len(found["cases"]) >= 12
+    assert len(found["cases"]) >= 16
     for case, error in found["cases"].items():
         assert error < TOLERANCE[found["dtypes"][case]], case
 
 
 def test_broken_kernels_do_not_pass():
     found = results_of("verify_attention")
-    assert len(found["mutations"]) >= 15
+    assert len(found["mutations"]) >= 20
     for mutation, spoilt in found["mutations"].items():
         assert spoilt["error"] > 3 * TOLERANCE[found["dtypes"][spoilt["case"]]], mutation
 
 
 def test_a_tokens_bits_do_not_depend_on_width_batch_or_capacity():
     assert all(results_of("verify_attention")["same bits"])
+
+
+def test_pieces_that_nobody_sees_are_not_written():
+    seen = range(51 // 16, -(-72 // 16))
+    assert results_of("verify_attention")["left alone"] == [piece not in seen for piece in range(13)]
 
 
 def test_keys_may_lie_further_apart_than_int32_counts():
@@ -194,9 +216,11 @@ def test_a_tokens_bits_do_not_depend_on_who_is_beside_it_on_the_gpu(cuda):
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", HEAD_SIZES)
 @pytest.mark.parametrize("slots", [200, 1500, 9000])
-def test_spans_and_their_parts_give_the_same_bits_on_the_gpu(slots, size, cuda):
-    from selfspec_kernels.verify_attention_launch import attend
+def test_spans_parts_and_blocks_give_the_same_bits_on_the_gpu(slots, size, cuda):
+    from selfspec_kernels.verify_attention_launch import attend, plan
 
     tensors = operands(8, 8, 2, slots, size, torch.bfloat16, cuda, rows=3)
     given = Attention(*tensors, scaling=0.1, sinks=torch.randn(8, device=cuda))
-    assert torch.equal(*(attend(given, whole=whole) for whole in (True, False)))
+    chosen = plan(size, torch.bfloat16)
+    spans, *others = (attend(given, piece=piece) for piece in (chosen.span, chosen.part, chosen.block_n))
+    assert all(torch.equal(spans, other) for other in others)

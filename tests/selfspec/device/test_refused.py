@@ -15,6 +15,7 @@ import selfspec
 from selfspec import speculation, views
 from selfspec.device import graphs, request
 from selfspec.device.graphs import captured
+from selfspec.device.waiting import HostReadError, NoHostReads
 
 PROMPT = random_prompts(11)
 
@@ -46,29 +47,26 @@ def test_a_device_without_the_kernels_is_not_able(
     assert not request.device_is_able(torch.device("cpu"))
 
 
-def test_a_model_whose_passes_wait_for_the_host_is_found_before_anything_is_captured(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    strict = []
-
-    @contextmanager
-    def noted(device: torch.device) -> Iterator[None]:
-        strict.append(device)
-        yield
-        strict.pop()
-
-    monkeypatch.setattr(request, "_waits_are_errors", noted)
-    project = model.model.layers[1].mlp.down_proj.forward
-
-    def asking(x: torch.Tensor) -> torch.Tensor:
-        if strict:
-            raise RuntimeError("called a synchronizing CUDA operation\nand more")
-        return project(x)
-
-    model.model.layers[1].mlp.down_proj.forward = asking
+def test_a_model_whose_passes_wait_for_the_host_is_found_before_anything_is_captured(model: Any) -> None:
+    mlp = model.model.layers[1].mlp
+    mlp.forward = lambda x: type(mlp).forward(mlp, x) * (2 if bool((x > 1e9).any()) else 1)
     selfspec.wrap(model, exit_layer=2, draft_length=3, draft="early_exit")
-    reason = "its passes cannot be captured (called a synchronizing CUDA operation)"
+    reason = "its passes wait for the host (aten::_local_scalar_dense reads a value back)"
     assert launching(model) == f"from Python: {reason}"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [torch.Tensor.item, bool, torch.Tensor.nonzero, lambda x: torch.zeros(2)[x > 0]],
+)
+@pytest.mark.parametrize("inference", [True, False])
+def test_what_the_host_waits_for_is_an_error(read: Any, inference: bool) -> None:
+    with (
+        torch.inference_mode(inference),
+        NoHostReads(),
+        pytest.raises(HostReadError, match="reads a value back"),
+    ):
+        read(torch.ones(2).sum() if read in (torch.Tensor.item, bool) else torch.ones(2))
 
 
 def test_a_model_that_cannot_be_timed_in_a_capture_is_timed_as_it_is_launched(
@@ -78,7 +76,9 @@ def test_a_model_that_cannot_be_timed_in_a_capture_is_timed_as_it_is_launched(
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setattr(speculation, "time_captured", failing)
-    selfspec.wrap(model)
+    with pytest.warns(UserWarning, match="its passes cannot be captured") as warned:
+        selfspec.wrap(model)
+    assert len(warned) == 1
     reason = "its passes cannot be captured (operation not permitted when stream is capturing)"
     assert launching(model) == f"from Python: {reason}"
 
