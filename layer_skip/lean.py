@@ -1,4 +1,4 @@
-"""A decoder layer of Llama's plan in nine launches: norm, q/k/v, RoPE and cache, attention, out, and the MLP.
+"""A decoder layer of Llama's plan in nine launches or ten: norm, q/k/v, RoPE and cache, attention, out, MLP.
 
 A layer that runs module by module takes about 45 launches; on a GPU each costs some 2 us, as much as reading
 6 MB. The modules' own weights are read, roundings are those of the modules, and every row is computed alike
