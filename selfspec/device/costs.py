@@ -53,7 +53,7 @@ def captured_seconds(works: Sequence[Callable[[], object]], device: torch.device
     for work in works:
         work()
     with torch.cuda.device(device):  # which need not be the current one
-        graph = captured(works, torch.cuda.Stream(device), torch.cuda.graph_pool_handle())
+        graph = captured(works, device, torch.cuda.graph_pool_handle())
         times = []
         for _ in range(_REPEATS + 1):
             began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))

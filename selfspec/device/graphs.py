@@ -1,12 +1,13 @@
 """Rounds as CUDA graphs: captured when a kind of round comes up, kept while memory allows."""
 
 import logging
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ Key = TypeVar("Key", bound=Hashable)
 _GRAPH_BYTES = 1 << 20
 """Of the driver's own, for a graph of some hundred kernels: a rough figure, where no allocation shows."""
 _log = logging.getLogger("selfspec")
+_capturing = threading.Lock()
 
 
 @dataclass
@@ -54,7 +56,6 @@ class Graphs(Generic[Key]):
         self.replayed = False
         """Whether the last run was that of a graph that had been there before."""
         self._pool: Any = None
-        self._stream: Any = None
         self.refused = ""
         """Why nothing is captured any more."""
 
@@ -99,11 +100,10 @@ class Graphs(Generic[Key]):
         return None
 
     def _graph_of(self, key: Key) -> Any:
-        """The work of `key`, captured on a stream of its own; its memory is shared with the other graphs."""
+        """The work of `key`, captured; its memory is shared with the other graphs."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-            self._stream = torch.cuda.Stream(self._device)
-        return captured([partial(self._work, key)], self._stream, self._pool)
+        return captured([partial(self._work, key)], self._device, self._pool)
 
     def _make_room(self) -> None:
         while len(self._captured) > 1 and sum(c.bytes for c in self._captured.values()) > self._memory:
@@ -121,15 +121,21 @@ class Graphs(Generic[Key]):
         )
 
 
-def captured(works: Sequence[Callable[[], object]], stream: Any, pool: Any) -> Any:
-    """A CUDA graph of `works`, captured on `stream` with its memory in `pool`; nothing has run yet.
+@cache
+def _stream_of(device: torch.device) -> Any:
+    """All captures of a device are on one: libraries keep a workspace for every stream they ever ran on."""
+    return torch.cuda.Stream(device)
+
+
+def captured(works: Sequence[Callable[[], object]], device: torch.device, pool: Any) -> Any:
+    """A CUDA graph of `works` with its memory in `pool`; nothing has run yet. One thread captures at a time.
 
     Raises:
         RuntimeError: something cannot be captured, or finds no memory.
     """
-    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(stream.device)
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
+    graph, stream, current = torch.cuda.CUDAGraph(), _stream_of(device), torch.cuda.current_stream(device)
+    with _capturing, torch.cuda.stream(stream):
+        stream.wait_stream(current)
         # Other threads go on as they like, and a kernel that is new to this one may be loaded.
         graph.capture_begin(pool=pool, capture_error_mode="relaxed")
         try:
