@@ -34,6 +34,7 @@ class KVCache:
         self.keys = [self._grown(tensor) for tensor in self.keys]
         self.values = [self._grown(tensor) for tensor in self.values]
 
+    @torch.inference_mode()
     def clear(self) -> None:
         """Forget all that was stored, slots past the committed ones too."""
         for tensor in (*self.keys, *self.values):
