@@ -14,6 +14,7 @@ from layer_skip.low_bit import LowBitView
 from selfspec.call import Call, Drafter
 from selfspec.config import SpeculationConfig
 from selfspec.device.costs import time_captured
+from selfspec.device.graphs import first_line
 from selfspec.device.request import call_reason, device_is_able, model_reason
 from selfspec.device.workspace import Workspace, WorkspacePool
 from selfspec.drafting.corpus import read_corpus
@@ -211,12 +212,9 @@ class Speculation:
     def _launching(self, decoder: LayeredDecoder) -> str:
         """Why rounds of this model are launched from Python; empty where they run on the device alone."""
         if not device_is_able(decoder.device):
-            gpu = decoder.device.type == "cuda"
-            return (
-                "the kernels need an NVIDIA GPU of sm_80 or later, and Triton"
-                if gpu
-                else (f"no CUDA graphs on {decoder.device.type}")
-            )
+            if decoder.device.type == "cuda":
+                return "the kernels need an NVIDIA GPU of sm_80 or later, and Triton"
+            return f"no CUDA graphs on {decoder.device.type}"
         if not parse_bytes(self.config.graph_memory):
             return f"graph_memory={self.config.graph_memory!r}"
         if self._model_reason is None:
@@ -246,7 +244,7 @@ class Speculation:
             try:
                 return time_captured(decoder, widths)
             except RuntimeError as error:  # out of memory is one
-                self._model_reason = f"its passes cannot be captured ({str(error).splitlines()[0]})"
+                self._model_reason = f"its passes cannot be captured ({first_line(error)})"
             warnings.warn(f"{self._model_reason}: rounds are launched from Python, slower", stacklevel=2)
             self._knowledge = None  # where costs are asked for in a call: the next one measures anew
         return time_passes(decoder, widths)

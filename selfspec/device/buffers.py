@@ -85,14 +85,14 @@ class Buffers:
         width = max(map(len, texts))
         rest = len(state.lengths) - count
         columns = [[*text, *[0] * (width - len(text))] for text in texts]
-        state.sequences[:count, :width] = _integers(columns, state.sequences)
-        state.lengths.copy_(_integers([*map(len, texts), *[1] * rest], state.lengths))
-        state.limits.copy_(_integers([*limits, *[1] * rest], state.limits))
-        state.finished.copy_(_integers([*[0] * count, *[1] * rest], state.finished))
+        state.sequences[:count, :width] = _placed(columns, state.sequences)
+        state.lengths.copy_(_placed([*map(len, texts), *[1] * rest], state.lengths))
+        state.limits.copy_(_placed([*limits, *[1] * rest], state.limits))
+        state.finished.copy_(_placed([*[0] * count, *[1] * rest], state.finished))
         state.counters.zero_()
         listed = sorted(ends)
         listed += [_NO_TOKEN] * (MOST_END_TOKENS - len(listed))
-        state.end_tokens.copy_(_integers(listed, state.end_tokens))
+        state.end_tokens.copy_(_placed(listed, state.end_tokens))
         if request.keys is not None:
             self.keys[:count] = request.keys
         for name in ("temperature", "top_k", "top_p", "min_p"):
@@ -103,7 +103,7 @@ class Buffers:
     def give(self, found: list[list[int]], length: int) -> None:
         """Hand over found tokens, a list for every row; NOTHING stands where one has fewer than `length`."""
         lines = [[*tokens, *[NOTHING] * (length - len(tokens))] for tokens in found]
-        self._given[:, :length] = _integers(lines, self._given)
+        self._given[:, :length] = _placed(lines, self._given)
         self.found.copy_(self._given, non_blocking=True)  # whole: of a part torch would make a copy first
 
     def sampling(self, signature: Signature) -> Sampling:
@@ -142,8 +142,8 @@ def _on_host(*shape: int, pinned: bool) -> Tensor:
     return torch.zeros(*shape, dtype=torch.int64, pin_memory=pinned, device="cpu")
 
 
-def _integers(values: list[Any], like: Tensor) -> Tensor:
-    """int64, where `like` is."""
+def _placed(values: list[Any], like: Tensor) -> Tensor:
+    """The values as int64, where `like` is."""
     return torch.tensor(values, dtype=torch.int64, device=like.device)
 
 

@@ -112,13 +112,18 @@ class Graphs(Generic[Key]):
 
     def _refuse(self, error: Exception) -> None:
         """From now on everything runs as it is."""
-        self.refused = str(error).splitlines()[0]
+        self.refused = first_line(error)
         self._captured.clear()
         warnings.warn(
             f"rounds cannot be captured as CUDA graphs ({self.refused}): they run launch by launch, slower "
             "and with the same text",
             stacklevel=2,
         )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the advice that PyTorch adds; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @cache

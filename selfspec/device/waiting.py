@@ -35,8 +35,11 @@ class NoHostReads(TorchDispatchMode):
         if name in _READ_BACK or masked:
             raise HostReadError(f"{name} reads a value back")
         out = func(*args, **(kwargs or {}))
-        if name in ("aten::copy_", "aten::_to_copy"):
-            kinds = {leaf.device.type for leaf in tree_leaves((args, out)) if isinstance(leaf, Tensor)}
-            if len(kinds) > 1:
-                raise HostReadError(f"{name} copies between devices")
+        if name in ("aten::copy_", "aten::_to_copy") and crosses_devices(args, out):
+            raise HostReadError(f"{name} copies between devices")
         return out
+
+
+def crosses_devices(*parts: Any) -> bool:
+    """Whether the tensors that an operation takes and gives are on devices of several kinds."""
+    return len({leaf.device.type for leaf in tree_leaves(parts) if isinstance(leaf, Tensor)}) > 1

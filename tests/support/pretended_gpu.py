@@ -22,11 +22,11 @@ import triton
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
 from layer_skip import exits, lean, low_bit, norms, packed_linear, products
+from selfspec.device.waiting import crosses_devices
 from selfspec_kernels import launching, narrow_product_launch
 from selfspec_kernels.low_bit_product_reference import TILE_INPUTS, TILE_OUTPUTS
 from selfspec_kernels.row_norm_reference import Norm
@@ -134,8 +134,7 @@ class _Copies(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        leaves = tree_leaves((args, kwargs, out))
-        if len({leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}) > 1:
+        if crosses_devices(args, kwargs, out):
             frames = [f for f in traceback.extract_stack() if "site-packages" not in f.filename]
             ours = [f"{Path(f.filename).name}:{f.name}" for f in frames if "support" not in f.filename]
             self._found.append(f"{func} in {ours[-1]}")

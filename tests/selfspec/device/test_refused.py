@@ -14,7 +14,7 @@ from tiny_models import random_prompts, wide_model
 import selfspec
 from selfspec import speculation, views
 from selfspec.device import graphs, request
-from selfspec.device.graphs import captured
+from selfspec.device.graphs import captured, first_line
 from selfspec.device.waiting import HostReadError, NoHostReads
 
 PROMPT = random_prompts(11)
@@ -95,6 +95,11 @@ def test_no_memory_for_a_view_leaves_the_models_own_weights_to_draft_with(
     assert model.speculation.view is None
     assert "no memory is left for a low-bit view of 2 layers" in model.speculation.stats.view
     assert "draft_memory=" in model.speculation.stats.view
+
+
+def test_a_reason_is_the_first_line_of_an_error_or_its_kind() -> None:
+    assert first_line(RuntimeError("CUDA out of memory.\nTried to allocate")) == "CUDA out of memory."
+    assert first_line(RuntimeError()) == "RuntimeError"
 
 
 class Graph:
